@@ -1,0 +1,132 @@
+// The contract between the kernels and everything else: plain structs of pointers, sizes and strides.
+// No torch, no Python. A caller fills a struct, allocates the workspace that the kernel asks for, and calls.
+//
+// Letters: T time steps, B batch rows, N rows in all (T * B, or the sum of batch_sizes), I input features,
+// H hidden units, P projection size, R = P or, without a projection, H (the width of h), D directions,
+// G gates (LSTM 4: i f g o; GRU 3: r z n; RNN 1), S saved values a unit (saved_values()).
+// Strides count elements. A tensor whose strides are not given is contiguous in the order of its shape.
+// All index arithmetic is 64-bit; sizes are bounded only by memory.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace fastrnn {
+
+enum class DType { float32, float64 };
+
+enum class Cell {
+    lstm,              // torch.nn.LSTM
+    gru,               // torch.nn.GRU: the reset gate acts after the recurrent product
+    gru_reset_before,  // Cho et al. 2014: the reset gate acts on h before the recurrent product
+    rnn_tanh,          // torch.nn.RNN
+    rnn_relu,
+};
+
+// The function of the candidate and, for an LSTM, of the cell state at the output. RNN cells ignore it.
+enum class Activation { tanh, softsign, relu, hardtanh };
+
+// hidden units are padded to this multiple in the reserve, on every instruction set and for every type
+inline constexpr int64_t kUnitAlignment = 16;
+
+inline constexpr int64_t padded_units(int64_t hidden) {
+    return (hidden + kUnitAlignment - 1) / kUnitAlignment * kUnitAlignment;
+}
+
+inline constexpr int gate_count(Cell cell) {
+    return cell == Cell::lstm ? 4 : cell == Cell::gru || cell == Cell::gru_reset_before ? 3 : 1;
+}
+
+// values that the forward pass keeps for the backward pass: lstm i f g o c; gru r z n and the candidate's
+// recurrent sum; gru_reset_before r z n; the RNN cells need only y
+inline constexpr int saved_values(Cell cell) {
+    return cell == Cell::lstm ? 5 : cell == Cell::gru ? 4 : cell == Cell::gru_reset_before ? 3 : 0;
+}
+
+struct Shape {
+    int64_t time;                // T >= 1
+    int64_t batch;               // B >= 0; for packed input the batch size of the first step
+    int64_t rows;                // N
+    int64_t input;               // I
+    int64_t hidden;              // H
+    int64_t projection;          // P, or 0 for none; LSTM only
+    int directions;              // D: 1, or 2 (the second runs backwards in time)
+    const int64_t* batch_sizes;  // [T], falling; null when every step has B rows
+};
+
+// One direction's parameters in the layout of torch.nn; all contiguous.
+struct Weights {
+    const void* w_ih;  // [G*H, I]
+    const void* w_hh;  // [G*H, R]
+    const void* b_ih;  // [G*H], or null with b_hh
+    const void* b_hh;  // [G*H]
+    const void* w_hr;  // [P, H], or null
+};
+
+struct WeightGradients {
+    void* d_w_ih;  // each as in Weights; null when that gradient is not wanted
+    void* d_w_hh;
+    void* d_b_ih;
+    void* d_b_hh;
+    void* d_w_hr;
+};
+
+// Sequences x, y, d_y and d_x have unit stride along features. Row (t, b) of an unpacked sequence is at
+// t * stride_time + b * stride_batch; row r of a packed one (torch's PackedSequence.data) at r * stride_batch.
+struct ForwardParams {
+    DType dtype;
+    Cell cell;
+    Activation activation;
+    Shape shape;
+    Weights weights[2];
+    const void* x;  // [T, B, I] or [N, I]
+    int64_t x_stride_time, x_stride_batch;
+    const void* h0;  // [D, B, R], or null for zeros
+    const void* c0;  // [D, B, H], or null for zeros; LSTM only
+    void* y;         // [T, B, D*R] or [N, D*R]; direction d writes features d*R .. (d+1)*R
+    int64_t y_stride_time, y_stride_batch;
+    void* h_n;      // [D, B, R]
+    void* c_n;      // [D, B, H]; LSTM only
+    void* reserve;  // [D, N, S, padded_units(H)], or null when no backward pass follows
+    void* workspace;  // forward_workspace_bytes() bytes, 64-byte aligned, no content expected or left
+    int threads;      // at most this many threads work; the result does not depend on it
+};
+
+struct BackwardParams {
+    DType dtype;
+    Cell cell;
+    Activation activation;
+    Shape shape;
+    Weights weights[2];
+    const void* x;
+    int64_t x_stride_time, x_stride_batch;
+    const void* h0;
+    const void* c0;
+    const void* y;
+    int64_t y_stride_time, y_stride_batch;
+    const void* reserve;  // as the forward pass left it; not changed
+    const void* d_y;      // like y, or null for zeros
+    int64_t d_y_stride_time, d_y_stride_batch;
+    const void* d_h_n;  // [D, B, R], or null for zeros
+    const void* d_c_n;  // [D, B, H], or null for zeros
+    void* d_x;          // like x, or null when not wanted
+    int64_t d_x_stride_time, d_x_stride_batch;
+    void* d_h0;  // [D, B, R], or null when not wanted
+    void* d_c0;  // [D, B, H], or null when not wanted
+    WeightGradients d_weights[2];
+    void* workspace;  // backward_workspace_bytes() bytes, 64-byte aligned
+    int threads;
+};
+
+size_t forward_workspace_bytes(const ForwardParams& params);
+size_t backward_workspace_bytes(const BackwardParams& params);
+void forward(const ForwardParams& params);
+void backward(const BackwardParams& params);
+
+// Instruction sets in order of preference: "avx512", "avx2", "generic".
+const char* active_isa();                // FASTRNN_FORCE_ISA, else the first that the CPU has
+bool isa_compiled(const char* name);     // in this build
+bool isa_supported(const char* name);    // compiled, and this CPU has it
+void force_isa(const char* name);        // "" goes back to the choice above; throws std::runtime_error for a
+                                         // name that is unknown or that the CPU lacks
+}  // namespace fastrnn
