@@ -1,0 +1,9 @@
+// How the shared maths is inlined on the host and on the device.
+#pragma once
+
+#if defined(__CUDACC__)
+#define FASTRNN_INLINE __host__ __device__ __forceinline__
+#else
+#define FASTRNN_INLINE inline __attribute__((always_inline))
+#define FASTRNN_NOINLINE __attribute__((noinline))  // one copy for all cells
+#endif

@@ -1,0 +1,415 @@
+// The backward pass of a layer: against the order of the forward pass, the cell's gradients of one step and then their
+// product with the recurrent weights, which gives the gradient of the state before it; after the loop, the gradients of x
+// and of the weights as products over all steps at once.
+//
+// Cost: 2 N G H (I + R) for d_x and d_h, the same again for the weights; a barrier a step where units are split.
+#pragma once
+
+#include "gradient-inl.h"
+
+namespace fastrnn {
+namespace {
+
+template <class T, class C>
+class BackwardPass {
+    using V = Vec<T>;
+    static constexpr int64_t kLanes = V::kLanes;
+    static constexpr int64_t kTile = kLanes * 4;  // units, and columns of a packed panel
+    static constexpr int kSaved = C::kSaved > 0 ? C::kSaved : 1;
+    static constexpr int64_t kRowBlock = 96;
+    static constexpr int kBarriers = C::kResetBefore ? 2 : 1;
+
+    struct Buffers {
+        T *packed_hh, *packed_candidate;  // panels over the columns of w_hh: rows of all recurrent slots; of slot 0
+        T *packed_ih, *packed_hr;
+        T* d_slots;  // [N, kSlots, Hp]
+        T* d_h;      // [B, Rp]: on its way back through time
+        T* d_c;      // [B, Hp]
+        T* d_y;      // [N, Rp]: whole gradient of each projected h
+        T* d_unprojected;  // [B, Hp]
+        T* unprojected;    // [N, Hp]: o act(c), again
+        T* d_reset_h;      // [B, Hp]
+        T* reset_h;        // [N, Hp]: r h, again
+    };
+
+   public:
+    static size_t workspace_bytes(const BackwardParams& params) {
+        BackwardPass pass(params, nullptr);
+        return pass.arena_.used();
+    }
+
+    static void run(const BackwardParams& params) {
+        BackwardPass pass(params, params.workspace);
+        fill_offsets(params.shape, pass.offsets_);
+        __builtin_memset(pass.flags_, 0, sizeof(Flag) * 3 * static_cast<size_t>(pass.threads_));
+        __builtin_memset(pass.zeros_, 0, sizeof(T) * static_cast<size_t>(pass.s_.hidden + pass.recurrent_));
+        run_team(pass.threads_, [&pass](int thread, int threads) { pass.work(thread, threads); });
+    }
+
+   private:
+    BackwardPass(const BackwardParams& params, void* workspace)
+        : p_(params),
+          s_(params.shape),
+          recurrent_(s_.projection ? s_.projection : s_.hidden),
+          hidden_padded_(padded_units(s_.hidden)),
+          recurrent_padded_(padded_units(recurrent_)),
+          slots_stride_(C::kSlots * hidden_padded_),
+          arena_(workspace) {
+        threads_ = useful_threads(s_, C::kGates, 2, params.threads);
+        flags_ = arena_.take<Flag>(3 * threads_);
+        offsets_ = arena_.take<int64_t>(s_.batch_sizes ? s_.time : 0);
+        zeros_ = arena_.take<T>(s_.hidden + recurrent_);
+        scratch_ = arena_.take<T>(threads_ * (gradient_scratch<T>() + kRowBlock * kTile));
+        for (int d = 0; d < s_.directions; ++d) {
+            Buffers& b = buffers_[d];
+            b.packed_hh = arena_.take<T>(C::kRecurrentCount * s_.hidden * recurrent_padded_);
+            b.packed_candidate = arena_.take<T>(C::kResetBefore ? s_.hidden * recurrent_padded_ : 0);
+            b.packed_ih = arena_.take<T>(p_.d_x ? C::kInputCount * s_.hidden * padded_units(s_.input) : 0);
+            b.packed_hr = arena_.take<T>(s_.projection ? recurrent_ * hidden_padded_ : 0);
+            b.d_slots = arena_.take<T>(s_.rows * slots_stride_);
+            b.d_h = arena_.take<T>(s_.batch * recurrent_padded_);
+            b.d_c = arena_.take<T>(C::kHasCellState ? s_.batch * hidden_padded_ : 0);
+            b.d_y = arena_.take<T>(s_.projection ? s_.rows * recurrent_padded_ : 0);
+            b.d_unprojected = arena_.take<T>(s_.projection ? s_.batch * hidden_padded_ : 0);
+            b.unprojected = arena_.take<T>(s_.projection ? s_.rows * hidden_padded_ : 0);
+            b.d_reset_h = arena_.take<T>(C::kResetBefore ? s_.batch * hidden_padded_ : 0);
+            b.reset_h = arena_.take<T>(C::kResetBefore ? s_.rows * hidden_padded_ : 0);
+        }
+    }
+
+    void work(int thread, int threads) {
+        Place place = find_place(s_, C::kGates, kTile, sizeof(T), kBarriers + (s_.projection ? 2 : 0), flags_, threads,
+                                 thread);
+        for (int d = place.first_direction; d <= place.last_direction; ++d) {
+            pack_weights(d, place);
+            if (place.works) run_direction(d, place);
+        }
+        place.world.wait();
+        T* scratch = scratch_ + thread * (gradient_scratch<T>() + kRowBlock * kTile);
+        if (p_.d_x) multiply_into_d_x(split(s_.rows, 1, thread, threads), scratch);
+        for (int d = 0; d < s_.directions; ++d) sum_weight_gradients(d, thread, threads, scratch);
+    }
+
+    static const T* as(const void* pointer) { return static_cast<const T*>(pointer); }
+    static T* as(void* pointer) { return static_cast<T*>(pointer); }
+
+    Steps steps_of(int d) const { return {s_.time, s_.batch, s_.batch_sizes, offsets_, d == 1}; }
+    Range columns_of(const Place& place) const {  // this thread's part of the state's features
+        return s_.projection ? split(recurrent_, kTile, place.rows.rank(), place.rows.size()) : place.units;
+    }
+
+    // -- weights ------------------------------------------------------------------------------------------------------
+
+    // panels of kTile columns of rows that lie as the product needs them; `slot` order of the gates
+    void pack_gates(const T* w, int64_t columns, int begin, int count, T* packed, Range range) const {
+        for (int64_t n = range.begin; n < range.end; n += kTile) {
+            const int vectors = vectors_of(columns - n);
+            T* out = packed + n * count * s_.hidden;
+            for (int slot = begin; slot < begin + count; ++slot) {
+                const T* rows = w + C::kGateOfSlot[slot] * s_.hidden * columns;
+                for (int64_t u = 0; u < s_.hidden; ++u, out += vectors * kLanes) {
+                    pack_row(rows + u * columns + n, columns - n, vectors, out);
+                }
+            }
+        }
+    }
+
+    static int vectors_of(int64_t columns) {
+        const int64_t vectors = (columns + kLanes - 1) / kLanes;
+        return static_cast<int>(vectors < 4 ? vectors : 4);
+    }
+
+    void pack_weights(int d, Place& place) {
+        const Weights& w = p_.weights[d];
+        Buffers& b = buffers_[d];
+        const auto share = [&](int64_t columns) {
+            return split(columns, kTile, place.direction.rank(), place.direction.size());
+        };
+        pack_gates(as(w.w_hh), recurrent_, C::kRecurrentBegin, C::kRecurrentCount, b.packed_hh, share(recurrent_));
+        if (C::kResetBefore) pack_gates(as(w.w_hh), recurrent_, 0, 1, b.packed_candidate, share(recurrent_));
+        if (p_.d_x) pack_gates(as(w.w_ih), s_.input, C::kInputBegin, C::kInputCount, b.packed_ih, share(s_.input));
+        if (s_.projection) {
+            const Range units = share(s_.hidden);
+            for (int64_t n = units.begin; n < units.end; n += kTile) {
+                const int vectors = vectors_of(s_.hidden - n);
+                for (int64_t k = 0; k < recurrent_; ++k) {
+                    pack_row(as(w.w_hr) + k * s_.hidden + n, s_.hidden - n, vectors,
+                             b.packed_hr + n * recurrent_ + k * vectors * kLanes);
+                }
+            }
+        }
+        place.direction.wait();
+    }
+
+    // -- the loop over time -------------------------------------------------------------------------------------------
+
+    void run_direction(int d, Place& place) {
+        const Steps steps = steps_of(d);
+        const Range rows = rows_of_part(steps, s_.rows, place.batch_part, place.batch_parts);
+        Buffers& b = buffers_[d];
+        const Range columns = columns_of(place);
+        load_state(p_.d_h_n, d, rows, columns, recurrent_, recurrent_padded_, b.d_h);
+        if (C::kHasCellState) load_state(p_.d_c_n, d, rows, place.units, s_.hidden, hidden_padded_, b.d_c);
+        for (int64_t step = s_.time - 1; step >= 0; --step) {
+            const int64_t t = steps.time_of(step);
+            const Range active{rows.begin, Steps::min(rows.end, steps.count(t))};
+            run_step(d, steps, active, place, columns, t, step);
+        }
+        if (p_.d_h0) store_state(b.d_h, d, rows, columns, recurrent_, recurrent_padded_, as(p_.d_h0));
+        if (C::kHasCellState && p_.d_c0) {
+            store_state(b.d_c, d, rows, place.units, s_.hidden, hidden_padded_, as(p_.d_c0));
+        }
+    }
+
+    // a row waits here, at its gradient from h_n, until its last step comes
+    void load_state(const void* from, int d, Range rows, Range columns, int64_t width, int64_t padded, T* to) const {
+        for (int64_t b = rows.begin; b < rows.end; ++b) {
+            for (int64_t u = columns.begin; u < columns.end; u += kLanes) {
+                const V value = from ? load(as(from) + (d * s_.batch + b) * width, u, width) : V{T(0)};
+                value.store(to + b * padded + u);
+            }
+        }
+    }
+
+    void store_state(const T* from, int d, Range rows, Range columns, int64_t width, int64_t padded, T* to) const {
+        for (int64_t b = rows.begin; b < rows.end; ++b) {
+            __builtin_memcpy(to + (d * s_.batch + b) * width + columns.begin, from + b * padded + columns.begin,
+                             sizeof(T) * static_cast<size_t>(columns.end - columns.begin));
+        }
+    }
+
+    static V load(const T* row, int64_t u, int64_t width) {
+        return u + kLanes <= width ? V::load(row + u) : load_partial(row + u, width - u);
+    }
+
+    void run_step(int d, const Steps& steps, Range rows, Place& place, Range columns, int64_t t, int64_t step) {
+        Buffers& b = buffers_[d];
+        const int64_t first_row = steps.first_row(t);
+        T* d_slots = b.d_slots + first_row * slots_stride_;
+        if (s_.projection) {
+            add_d_y(d, steps, rows, columns, t);
+            place.rows.wait();
+            multiply(b.d_y + first_row * recurrent_padded_, recurrent_padded_, {1, recurrent_, 0, 1}, b.packed_hr, rows,
+                     place.units, s_.hidden, b.d_unprojected, hidden_padded_, Init::zero);
+        }
+        for (int64_t row = rows.begin; row < rows.end; ++row) cell_row(d, steps, place.units, t, step, row);
+        place.rows.wait();
+        constexpr Init kDirect = C::kDirectPath ? Init::accumulate : Init::zero;
+        if constexpr (C::kResetBefore) {
+            multiply(d_slots, slots_stride_, {1, s_.hidden, 0, 1}, b.packed_candidate, rows, columns, recurrent_, b.d_reset_h,
+                     hidden_padded_, Init::zero);
+            for (int64_t row = rows.begin; row < rows.end; ++row) reset_row(d, steps, place.units, t, step, row);
+            place.rows.wait();
+        }
+        multiply(d_slots + C::kRecurrentBegin * hidden_padded_, slots_stride_,
+                 {C::kRecurrentCount, s_.hidden, hidden_padded_, 1}, b.packed_hh, rows, columns, recurrent_, b.d_h,
+                 recurrent_padded_, kDirect);
+    }
+
+    // c[b, columns] (+)= a[b, :] B for rows b; a and c hold one row for each b
+    void multiply(const T* a, int64_t a_stride, const Reduction& reduction, const T* packed, Range rows, Range columns,
+                  int64_t width, T* c, int64_t c_stride, Init init) const {
+        const int64_t length = reduction.segments * reduction.length;
+        const T* a_row[kRowBlock];
+        T* c_row[kRowBlock];
+        for (int64_t b = rows.begin; b < rows.end; b += kRowBlock) {
+            const int64_t count = Steps::min(rows.end - b, kRowBlock);
+            for (int64_t r = 0; r < count; ++r) a_row[r] = a + (b + r) * a_stride;
+            for (int64_t n = columns.begin; n < columns.end; n += kTile) {
+                for (int64_t r = 0; r < count; ++r) c_row[r] = c + (b + r) * c_stride + n;
+                multiply_panel(vectors_of(width - n), a_row, count, reduction, packed + n * length, c_row, kLanes, init,
+                               static_cast<const T*>(nullptr));
+            }
+        }
+    }
+
+    void add_d_y(int d, const Steps& steps, Range rows, Range columns, int64_t t) {
+        const Rows<const T> d_y{as(p_.d_y), p_.d_y_stride_time, p_.d_y_stride_batch};
+        for (int64_t b = rows.begin; b < rows.end; ++b) {
+            const T* from = p_.d_y ? d_y.at(steps, t, b) + d * recurrent_ : zeros_;
+            T* to = buffers_[d].d_y + (steps.first_row(t) + b) * recurrent_padded_;
+            for (int64_t u = columns.begin; u < columns.end; u += kLanes) {
+                (load(from, u, recurrent_) + V::load(buffers_[d].d_h + b * recurrent_padded_ + u)).store(to + u);
+            }
+        }
+    }
+
+    // the state h before a step of row b
+    const T* previous_h(int d, const Steps& steps, int64_t step, int64_t b) const {
+        if (b < steps.carried(step)) {
+            const Rows<const T> y{as(p_.y), p_.y_stride_time, p_.y_stride_batch};
+            return y.at(steps, steps.time_of(step - 1), b) + d * recurrent_;
+        }
+        return p_.h0 ? as(p_.h0) + (d * s_.batch + b) * recurrent_ : zeros_;
+    }
+
+    const T* saved_row(int d, int64_t row) const {
+        return as(p_.reserve) + (d * s_.rows + row) * C::kSaved * hidden_padded_;
+    }
+
+    const T* previous_c(int d, const Steps& steps, int64_t step, int64_t b) const {
+        if (b < steps.carried(step)) {
+            const int64_t row = steps.first_row(steps.time_of(step - 1)) + b;
+            return saved_row(d, row) + (C::kSaved - 1) * hidden_padded_;
+        }
+        return p_.c0 ? as(p_.c0) + (d * s_.batch + b) * s_.hidden : zeros_;
+    }
+
+    void cell_row(int d, const Steps& steps, Range units, int64_t t, int64_t step, int64_t b) {
+        Buffers& buffers = buffers_[d];
+        const int64_t row = steps.first_row(t) + b;
+        const Rows<const T> d_y{as(p_.d_y), p_.d_y_stride_time, p_.d_y_stride_batch};
+        const Rows<const T> y{as(p_.y), p_.y_stride_time, p_.y_stride_batch};
+        const T* d_y_row = p_.d_y ? d_y.at(steps, t, b) + d * recurrent_ : zeros_;
+        const T* y_row = y.at(steps, t, b) + d * recurrent_;
+        const T* saved = C::kSaved ? saved_row(d, row) : nullptr;
+        const T* h_row = C::kDirectPath ? previous_h(d, steps, step, b) : nullptr;
+        const T* c_row = C::kHasCellState ? previous_c(d, steps, step, b) : nullptr;
+        T* d_h_row = buffers.d_h + b * recurrent_padded_;
+        T* d_slots = buffers.d_slots + row * slots_stride_;
+        for (int64_t u = units.begin; u < units.end; u += kLanes) {
+            V kept[kSaved], d_slot[C::kSlots], h{T(0)}, h_next{T(0)}, c{T(0)}, d_c{T(0)}, direct{T(0)};
+            for (int i = 0; i < C::kSaved; ++i) kept[i] = V::load(saved + i * hidden_padded_ + u);
+            if constexpr (C::kDirectPath) h = load(h_row, u, s_.hidden);
+            if constexpr (C::kSaved == 0) h_next = load(y_row, u, s_.hidden);
+            if constexpr (C::kHasCellState) {
+                c = load(c_row, u, s_.hidden);
+                d_c = V::load(buffers.d_c + b * hidden_padded_ + u);
+            }
+            const V d_h = s_.projection ? V::load(buffers.d_unprojected + b * hidden_padded_ + u)
+                                        : V::load(d_h_row + u) + load(d_y_row, u, s_.hidden);
+            C::backward(kept, h, h_next, c, d_h, d_c, d_slot, direct);
+            for (int i = 0; i < C::kSlots; ++i) {
+                if (!(C::kResetBefore && i == 1)) d_slot[i].store(d_slots + i * hidden_padded_ + u);
+            }
+            if constexpr (C::kHasCellState) {
+                d_c.store(buffers.d_c + b * hidden_padded_ + u);
+                if (s_.projection) C::output(kept).store(buffers.unprojected + row * hidden_padded_ + u);
+            }
+            if constexpr (C::kDirectPath) direct.store(d_h_row + u);
+            if constexpr (C::kResetBefore) (kept[1] * h).store(buffers.reset_h + row * hidden_padded_ + u);
+        }
+    }
+
+    void reset_row(int d, const Steps& steps, Range units, int64_t t, int64_t step, int64_t b) {
+        Buffers& buffers = buffers_[d];
+        const int64_t row = steps.first_row(t) + b;
+        const T* saved = saved_row(d, row);
+        const T* h_row = previous_h(d, steps, step, b);
+        T* d_h_row = buffers.d_h + b * recurrent_padded_;
+        for (int64_t u = units.begin; u < units.end; u += kLanes) {
+            V kept[kSaved], d_slot[C::kSlots];
+            for (int i = 0; i < C::kSaved; ++i) kept[i] = V::load(saved + i * hidden_padded_ + u);
+            V direct = V::load(d_h_row + u);
+            if constexpr (C::kResetBefore) {
+                C::backward_reset(kept, load(h_row, u, s_.hidden), V::load(buffers.d_reset_h + b * hidden_padded_ + u),
+                                  d_slot, direct);
+                d_slot[1].store(buffers.d_slots + row * slots_stride_ + hidden_padded_ + u);
+            }
+            direct.store(d_h_row + u);
+        }
+    }
+
+    // -- after the loop -----------------------------------------------------------------------------------------------
+
+    void multiply_into_d_x(Range rows, T* edge) {
+        const Steps steps = steps_of(0);
+        const Rows<T> d_x{as(p_.d_x), p_.d_x_stride_time, p_.d_x_stride_batch};
+        const Reduction reduction{C::kInputCount, s_.hidden, hidden_padded_, 1};
+        const T* a[kRowBlock];
+        T *c[kRowBlock], *x_row[kRowBlock];
+        for (int64_t first = rows.begin; first < rows.end; first += kRowBlock) {
+            const int64_t count = Steps::min(rows.end - first, kRowBlock);
+            for (int64_t r = 0; r < count; ++r) x_row[r] = d_x.at(steps, first + r);
+            for (int64_t n = 0; n < s_.input; n += kTile) {
+                const bool whole = n + kTile <= s_.input;
+                for (int64_t r = 0; r < count; ++r) c[r] = whole ? x_row[r] + n : edge + r * kTile;
+                for (int d = 0; d < s_.directions; ++d) {
+                    const T* d_slots = buffers_[d].d_slots + C::kInputBegin * hidden_padded_;
+                    for (int64_t r = 0; r < count; ++r) a[r] = d_slots + (first + r) * slots_stride_;
+                    multiply_panel(vectors_of(s_.input - n), a, count, reduction,
+                                   buffers_[d].packed_ih + n * C::kInputCount * s_.hidden, c, kLanes,
+                                   d == 0 ? Init::zero : Init::accumulate, static_cast<const T*>(nullptr));
+                }
+                for (int64_t r = 0; !whole && r < count; ++r) {
+                    __builtin_memcpy(x_row[r] + n, c[r], sizeof(T) * static_cast<size_t>(s_.input - n));
+                }
+            }
+        }
+    }
+
+    // Each thread makes the same share of the rows of every gradient.
+    void sum_weight_gradients(int d, int thread, int threads, T* scratch) {
+        const Steps steps = steps_of(d);
+        const WeightGradients& out = p_.d_weights[d];
+        Buffers& b = buffers_[d];
+        const Range units = split(s_.hidden, kLanes, thread, threads);
+        const Sources sources{*this, steps, b};
+        const RowSource<T> x_row{Sources::x, &sources}, h_row{Sources::h, &sources};
+        const RowSource<T> reset_h_row{Sources::reset_h, &sources}, unprojected_row{Sources::unprojected, &sources};
+        for (int slot = 0; slot < C::kSlots; ++slot) {
+            const T* d_slot = b.d_slots + slot * hidden_padded_;
+            const int64_t at = C::kGateOfSlot[slot] * s_.hidden;
+            const bool from_x = slot >= C::kInputBegin && slot < C::kInputBegin + C::kInputCount;
+            const bool from_h = slot >= C::kRecurrentBegin && slot < C::kRecurrentBegin + C::kRecurrentCount;
+            if (from_x && out.d_w_ih) {
+                sum_outer_products(d_slot, slots_stride_, x_row, s_.rows, units, s_.input, as(out.d_w_ih) + at * s_.input,
+                                   scratch);
+            }
+            if (from_h && out.d_w_hh) {
+                sum_outer_products(d_slot, slots_stride_, h_row, s_.rows, units, recurrent_,
+                                   as(out.d_w_hh) + at * recurrent_, scratch);
+            }
+            if (C::kResetBefore && !from_h && out.d_w_hh) {
+                sum_outer_products(d_slot, slots_stride_, reset_h_row, s_.rows, units, recurrent_,
+                                   as(out.d_w_hh) + at * recurrent_, scratch);
+            }
+            if (from_x && out.d_b_ih) sum_rows(d_slot, slots_stride_, s_.rows, units, as(out.d_b_ih) + at);
+            if ((from_h || C::kResetBefore) && out.d_b_hh) {
+                sum_rows(d_slot, slots_stride_, s_.rows, units, as(out.d_b_hh) + at);
+            }
+        }
+        if (s_.projection && out.d_w_hr) {
+            sum_outer_products(b.d_y, recurrent_padded_, unprojected_row, s_.rows, split(recurrent_, kLanes, thread, threads),
+                               s_.hidden, as(out.d_w_hr), scratch);
+        }
+    }
+
+    // the factors of the weight gradients, row by row of the sequence
+    struct Sources {
+        const BackwardPass& pass;
+        const Steps& steps;
+        const Buffers& buffers;
+
+        static const Sources& of(const void* context) { return *static_cast<const Sources*>(context); }
+        static const T* x(const void* context, int64_t row) {
+            const BackwardParams& p = of(context).pass.p_;
+            return Rows<const T>{as(p.x), p.x_stride_time, p.x_stride_batch}.at(of(context).steps, row);
+        }
+        static const T* h(const void* context, int64_t row) {
+            const Steps& steps = of(context).steps;
+            const int64_t t = steps.time_of_row(row);
+            return of(context).pass.previous_h(steps.reverse ? 1 : 0, steps, steps.time_of(t), row - steps.first_row(t));
+        }
+        static const T* reset_h(const void* context, int64_t row) {
+            return of(context).buffers.reset_h + row * of(context).pass.hidden_padded_;
+        }
+        static const T* unprojected(const void* context, int64_t row) {
+            return of(context).buffers.unprojected + row * of(context).pass.hidden_padded_;
+        }
+    };
+
+    const BackwardParams& p_;
+    const Shape& s_;
+    const int64_t recurrent_, hidden_padded_, recurrent_padded_, slots_stride_;
+    Arena arena_;
+    int threads_;
+    Flag* flags_;
+    int64_t* offsets_;
+    T* zeros_;    // [H + R]
+    T* scratch_;  // a part for each thread
+    Buffers buffers_[2];
+};
+
+}  // namespace
+}  // namespace fastrnn

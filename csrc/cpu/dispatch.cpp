@@ -1,0 +1,123 @@
+// Which instruction set's kernels run. Compiled without architecture flags: it must run anywhere.
+#include <pthread.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "target.h"
+
+namespace fastrnn {
+namespace {
+
+struct Target {
+    const char* name;
+    bool (*supported)();
+    const Kernels* kernels;
+};
+
+#if defined(FASTRNN_X86)
+// the runtime's cpuid test also asks the operating system whether it keeps the wide registers
+bool has_avx512() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+}
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+#endif
+bool always() { return true; }
+
+// in order of preference
+const Target kTargets[] = {
+#if defined(FASTRNN_X86)
+    {"avx512", has_avx512, &kernels_avx512},
+    {"avx2", has_avx2, &kernels_avx2},
+#endif
+    {"generic", always, &kernels_generic},
+};
+
+const Target* find(const char* name) {
+    for (const Target& target : kTargets) {
+        if (std::strcmp(target.name, name) == 0) return &target;
+    }
+    return nullptr;
+}
+
+const Target* require(const char* name) {
+    std::string names;
+    for (const Target& target : kTargets) names += (names.empty() ? "" : ", ") + std::string(target.name);
+    const Target* target = find(name);
+    if (!target) throw std::runtime_error(std::string("unknown instruction set '") + name + "'; this build has " + names);
+    if (!target->supported()) {
+        throw std::runtime_error(std::string("this CPU does not support the instruction set '") + name + "'");
+    }
+    return target;
+}
+
+const Target* choose() {
+    const char* forced = std::getenv("FASTRNN_FORCE_ISA");
+    if (forced && *forced) {
+        try {
+            return require(forced);
+        } catch (const std::runtime_error& error) {
+            throw std::runtime_error(std::string("FASTRNN_FORCE_ISA: ") + error.what());
+        }
+    }
+    for (const Target& target : kTargets) {
+        if (target.supported()) return &target;
+    }
+    return &kTargets[sizeof(kTargets) / sizeof(kTargets[0]) - 1];
+}
+
+std::atomic<const Target*> active{nullptr};
+
+const Target& active_target() {
+    const Target* target = active.load(std::memory_order_acquire);
+    if (!target) {
+        target = choose();
+        active.store(target, std::memory_order_release);
+    }
+    return *target;
+}
+
+// The OpenMP runtime's threads do not survive fork(): a child that asked for them would wait forever.
+std::atomic<bool> forked{false};
+const bool watches_fork = [] {
+    pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
+    return true;
+}();
+
+template <class Params>
+Params with_usable_threads(Params params) {
+    if (params.threads < 1 || forked.load(std::memory_order_relaxed)) params.threads = 1;
+    return params;
+}
+
+}  // namespace
+
+const Kernels& active_kernels() { return *active_target().kernels; }
+const char* active_isa() { return active_target().name; }
+bool isa_compiled(const char* name) { return find(name) != nullptr; }
+
+bool isa_supported(const char* name) {
+    const Target* target = find(name);
+    return target && target->supported();
+}
+
+void force_isa(const char* name) {
+    active.store(*name ? require(name) : choose(), std::memory_order_release);
+}
+
+size_t forward_workspace_bytes(const ForwardParams& params) {
+    return active_kernels().forward_workspace_bytes(with_usable_threads(params));
+}
+
+size_t backward_workspace_bytes(const BackwardParams& params) {
+    return active_kernels().backward_workspace_bytes(with_usable_threads(params));
+}
+
+void forward(const ForwardParams& params) { active_kernels().forward(with_usable_threads(params)); }
+void backward(const BackwardParams& params) { active_kernels().backward(with_usable_threads(params)); }
+
+}  // namespace fastrnn

@@ -1,0 +1,167 @@
+// Matrix products as the engine needs them: a few rows of A times packed panels of B, added to rows of C that may
+// lie anywhere.
+//
+// A panel is kVectors vectors of columns, packed [K][kVectors][lanes], so that one pointer streams it. The micro-kernel
+// keeps rows x kVectors sums in registers; each sum is one chain of fused multiply-adds in the order of k, whatever
+// the number of rows. That is what makes a result independent of how rows and columns are spread over threads.
+//
+// Cost: a row block reads its panel once, kVectors loads and `rows` broadcasts for rows * kVectors multiply-adds a k.
+#pragma once
+
+#include "vec.h"
+
+namespace fastrnn {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorRegisters = 32;
+#else
+constexpr int kVectorRegisters = 16;
+#endif
+
+// sums, one panel row and one broadcast must fit the registers
+template <int Vectors>
+constexpr int kMaxRows = (kVectorRegisters - 1 - (kVectorRegisters == 32 ? Vectors : 0)) / Vectors > 8
+                             ? 8
+                             : (kVectorRegisters - 1 - (kVectorRegisters == 32 ? Vectors : 0)) / Vectors;
+
+enum class Init { zero, bias, accumulate };
+
+// The reduction dimension: `segments` runs of `length` values of A. Run s starts at s * segment_stride, and values are
+// `step` apart. B's panel holds the runs one after another.
+struct Reduction {
+    int64_t segments, length, segment_stride, step;
+};
+
+// c[r][v * vector_stride ..] = (c, bias or 0) + sum over k of a[r][k] * panel[k][v]; c is added last
+template <class T, int Rows, int Vectors>
+FASTRNN_INLINE void multiply_block(const T* const* a, const Reduction& reduction, const T* panel, T* const* c,
+                                   int64_t vector_stride, Init init, const T* bias) {
+    using V = Vec<T>;
+    constexpr int kLanes = V::kLanes;
+    V sum[Rows][Vectors];
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) {
+            sum[r][v] = init == Init::bias ? V::load(bias + v * vector_stride) : V{T(0)};
+        }
+    }
+    for (int64_t s = 0; s < reduction.segments; ++s) {
+        const int64_t begin = s * reduction.segment_stride, end = begin + reduction.length * reduction.step;
+        for (int64_t k = begin; k != end; k += reduction.step, panel += Vectors * kLanes) {
+            V b[Vectors];
+#pragma GCC unroll 4
+            for (int v = 0; v < Vectors; ++v) b[v] = V::load(panel + v * kLanes);
+#pragma GCC unroll 8
+            for (int r = 0; r < Rows; ++r) {
+                const V broadcast{a[r][k]};
+#pragma GCC unroll 4
+                for (int v = 0; v < Vectors; ++v) sum[r][v] = fma(broadcast, b[v], sum[r][v]);
+            }
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) {
+            T* at = c[r] + v * vector_stride;
+            (init == Init::accumulate ? V::load(at) + sum[r][v] : sum[r][v]).store(at);
+        }
+    }
+}
+
+template <class T, int Rows, int Vectors>
+void multiply_few(const T* const* a, int64_t rows, const Reduction& reduction, const T* panel, T* const* c,
+                  int64_t vector_stride, Init init, const T* bias) {
+    if (rows == Rows) {
+        multiply_block<T, Rows, Vectors>(a, reduction, panel, c, vector_stride, init, bias);
+    } else if constexpr (Rows > 1) {
+        multiply_few<T, Rows - 1, Vectors>(a, rows, reduction, panel, c, vector_stride, init, bias);
+    }
+}
+
+// any number of rows against one panel of `Vectors` vectors
+template <class T, int Vectors>
+FASTRNN_NOINLINE void multiply_rows(const T* const* a, int64_t rows, const Reduction& reduction, const T* panel, T* const* c,
+                   int64_t vector_stride, Init init, const T* bias) {
+    constexpr int kBlock = kMaxRows<Vectors>;
+    for (int64_t r = 0; r < rows; r += kBlock) {
+        multiply_few<T, kBlock, Vectors>(a + r, rows - r < kBlock ? rows - r : kBlock, reduction, panel, c + r,
+                                         vector_stride, init, bias);
+    }
+}
+
+template <class T>
+void multiply_panel(int vectors, const T* const* a, int64_t rows, const Reduction& reduction, const T* panel,
+                    T* const* c, int64_t vector_stride, Init init, const T* bias) {
+    switch (vectors) {
+        case 1: return multiply_rows<T, 1>(a, rows, reduction, panel, c, vector_stride, init, bias);
+        case 2: return multiply_rows<T, 2>(a, rows, reduction, panel, c, vector_stride, init, bias);
+        case 3: return multiply_rows<T, 3>(a, rows, reduction, panel, c, vector_stride, init, bias);
+        default: return multiply_rows<T, 4>(a, rows, reduction, panel, c, vector_stride, init, bias);
+    }
+}
+
+// Packs one vector of a panel from B^T: out[k * out_stride + l] = w[l * row_stride + k] for l < columns, else 0.
+template <class T>
+FASTRNN_NOINLINE void pack_transposed(const T* w, int64_t row_stride, int64_t columns, int64_t length, T* out, int64_t out_stride) {
+    using V = Vec<T>;
+    constexpr int kLanes = V::kLanes;
+    for (int64_t k = 0; k < length; k += kLanes) {
+        const int64_t depth = length - k < kLanes ? length - k : kLanes;
+        V block[kLanes];
+        for (int l = 0; l < kLanes; ++l) {
+            block[l] = l >= columns      ? V{T(0)}
+                       : depth == kLanes ? V::load(w + l * row_stride + k)
+                                         : load_partial(w + l * row_stride + k, depth);
+        }
+        transpose(block);
+        for (int64_t i = 0; i < depth; ++i) block[i].store(out + (k + i) * out_stride);
+    }
+}
+
+// Packs one panel row of B as it lies: `vectors` vectors of row[0 .. columns), zero beyond.
+template <class T>
+FASTRNN_NOINLINE void pack_row(const T* row, int64_t columns, int vectors, T* out) {
+    using V = Vec<T>;
+    constexpr int kLanes = V::kLanes;
+    for (int v = 0; v < vectors; ++v) {
+        const int64_t left = columns - v * kLanes;
+        (left >= kLanes ? V::load(row + v * kLanes)
+         : left > 0     ? load_partial(row + v * kLanes, left)
+                        : V{T(0)})
+            .store(out + v * kLanes);
+    }
+}
+
+// The product with weights as torch keeps them, for so few rows that packing would cost more than it saves:
+// c[v] += sum over k of a[k] * w[v * row_stride + k] for one vector of rows of w; rows beyond `rows` repeat the last.
+// Each lane's sum runs over k in `lanes` interleaved chains.
+template <class T>
+FASTRNN_NOINLINE Vec<T> multiply_unpacked(const T* a, const T* w, int64_t row_stride, int64_t rows, int64_t length) {
+    using V = Vec<T>;
+    constexpr int kLanes = V::kLanes;
+    V sum[kLanes];
+    const T* row[kLanes];
+#pragma GCC unroll 16
+    for (int l = 0; l < kLanes; ++l) {
+        sum[l] = V{T(0)};
+        row[l] = w + (l < rows ? l : rows - 1) * row_stride;
+    }
+    int64_t k = 0;
+    for (; k + kLanes <= length; k += kLanes) {
+        const V x = V::load(a + k);
+#pragma GCC unroll 16
+        for (int l = 0; l < kLanes; ++l) sum[l] = fma(V::load(row[l] + k), x, sum[l]);
+    }
+    if (k < length) {
+        const V x = load_partial(a + k, length - k);
+#pragma GCC unroll 16
+        for (int l = 0; l < kLanes; ++l) sum[l] = fma(load_partial(row[l] + k, length - k), x, sum[l]);
+    }
+    return sum_lanes(sum);
+}
+
+}  // namespace
+}  // namespace fastrnn

@@ -1,0 +1,192 @@
+// How a layer's work is laid out in time, over threads and in memory; the same for the forward and the backward pass.
+#pragma once
+
+#include "fastrnn/kernels.h"
+#include "gemm-inl.h"
+#include "team.h"
+
+namespace fastrnn {
+namespace {
+
+constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// Carves 64-byte aligned arrays out of the workspace; with a null base it only measures.
+class Arena {
+   public:
+    explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
+    template <class U>
+    U* take(int64_t count) {
+        const size_t at = used_;
+        used_ += static_cast<size_t>(round_up(count * static_cast<int64_t>(sizeof(U)), 64));
+        return base_ ? reinterpret_cast<U*>(base_ + at) : nullptr;
+    }
+    size_t used() const { return used_; }
+
+   private:
+    char* base_;
+    size_t used_ = 0;
+};
+
+// Order and rows of the time steps of one direction. A step is counted in the order of computation.
+struct Steps {
+    int64_t time, batch;
+    const int64_t* batch_sizes;  // null: `batch` rows at every time
+    const int64_t* offsets;      // [T] first row of each time, packed input only
+    bool reverse;
+
+    int64_t time_of(int64_t step) const { return reverse ? time - 1 - step : step; }
+    int64_t count(int64_t t) const { return batch_sizes ? batch_sizes[t] : batch; }
+    int64_t first_row(int64_t t) const { return batch_sizes ? offsets[t] : t * batch; }
+    // rows that hold a state of this sequence when `step` begins; later ones begin with h0
+    int64_t carried(int64_t step) const { return step == 0 ? 0 : min(count(time_of(step - 1)), count(time_of(step))); }
+    // steps that row b takes part in, when time runs forwards
+    int64_t length(int64_t b) const {
+        if (!batch_sizes) return time;
+        int64_t low = 0, high = time;  // batch_sizes falls: first t with batch_sizes[t] <= b
+        while (low < high) {
+            const int64_t middle = (low + high) / 2;
+            batch_sizes[middle] > b ? low = middle + 1 : high = middle;
+        }
+        return low;
+    }
+    int64_t time_of_row(int64_t row) const {
+        if (!batch_sizes) return row / batch;
+        int64_t low = 0, high = time - 1;  // last t with offsets[t] <= row
+        while (low < high) {
+            const int64_t middle = (low + high + 1) / 2;
+            offsets[middle] <= row ? low = middle : high = middle - 1;
+        }
+        return low;
+    }
+    static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+};
+
+// A sequence tensor with the addresses of its rows.
+template <class T>
+struct Rows {
+    T* base;
+    int64_t stride_time, stride_batch;
+
+    T* at(const Steps& steps, int64_t t, int64_t b) const {
+        return base + (steps.batch_sizes ? (steps.offsets[t] + b) * stride_batch : t * stride_time + b * stride_batch);
+    }
+    T* at(const Steps& steps, int64_t row) const {
+        return base + (steps.batch_sizes ? row * stride_batch
+                                         : row / steps.batch * stride_time + row % steps.batch * stride_batch);
+    }
+};
+
+inline void fill_offsets(const Shape& shape, int64_t* offsets) {
+    if (!shape.batch_sizes) return;
+    int64_t row = 0;
+    for (int64_t t = 0; t < shape.time; ++t) {
+        offsets[t] = row;
+        row += shape.batch_sizes[t];
+    }
+}
+
+// Seconds, roughly, on a present-day server core: only their ratios matter, and only to the choice of a schedule.
+constexpr double kFlopSeconds = 1.0 / 80e9, kByteSecondsNear = 1.0 / 80e9, kByteSecondsFar = 1.0 / 25e9;
+constexpr double kNearBytes = 700e3, kBarrierSeconds = 0.3e-6, kWorthAThread = 12e-6;
+
+struct Schedule {
+    int batch_parts = 1, unit_parts = 1;
+    double seconds = 0;
+};
+
+// The quickest way for `threads` threads to run one direction: rows are split without any barrier, units with one (or
+// more) a step, in which case each thread keeps only its own part of the weights near.
+inline Schedule choose_schedule(const Shape& shape, int gates, int64_t tile, int64_t element, int barriers, int threads) {
+    const int64_t recurrent = shape.projection ? shape.projection : shape.hidden;
+    const double mean_batch = shape.time ? static_cast<double>(shape.rows) / static_cast<double>(shape.time) : 0;
+    const int64_t tiles = (shape.hidden + tile - 1) / tile;
+    Schedule best;
+    for (int unit_parts = 1; unit_parts <= threads && unit_parts <= tiles; ++unit_parts) {
+        const int batch_parts = threads / unit_parts;
+        const double rows = mean_batch / batch_parts < 1 ? 1 : mean_batch / batch_parts;
+        const double units = static_cast<double>((tiles + unit_parts - 1) / unit_parts * tile);
+        const double weights = units * gates * static_cast<double>(recurrent);
+        const double bytes = weights * static_cast<double>(element);
+        const double input = units * gates * static_cast<double>(shape.input) * 2 * rows * kFlopSeconds;
+        const double compute = weights * 2 * rows * kFlopSeconds;
+        const double memory = bytes * (bytes > kNearBytes ? kByteSecondsFar : kByteSecondsNear);
+        const double step =
+            (compute > memory ? compute : memory) + input + (unit_parts > 1 ? barriers * kBarrierSeconds : 0);
+        const double seconds = step * static_cast<double>(shape.time);
+        if (unit_parts == 1 || seconds < best.seconds) best = {batch_parts, unit_parts, seconds};
+    }
+    if (best.batch_parts > shape.batch) best.batch_parts = shape.batch > 1 ? static_cast<int>(shape.batch) : 1;
+    return best;
+}
+
+// A thread's place: the directions it works on, and its rows and units in them.
+struct Place {
+    Team world;      // all threads of the call
+    Team direction;  // those that share a direction
+    Team rows;       // those that share rows, and so wait for each other in each step
+    int first_direction, last_direction;
+    bool works;  // false: only packs and shares the work after the loop
+    int batch_part, batch_parts;
+    Range units;
+};
+
+// flags: [4][threads]
+inline Place find_place(const Shape& shape, int gates, int64_t tile, int64_t element, int barriers, Flag* flags,
+                        int threads, int thread) {
+    Place place;
+    place.world = Team(flags, thread, threads);
+    const bool apart = shape.directions == 2 && threads > 1;
+    const int head = apart ? (threads + 1) / 2 : threads;  // threads of the first direction
+    const bool second = thread >= head;
+    const int rank = second ? thread - head : thread, size = second ? threads - head : head;
+    place.first_direction = second ? 1 : 0;
+    place.last_direction = apart ? place.first_direction : shape.directions - 1;
+    place.direction = Team(flags + threads + (second ? head : 0), rank, size);
+    const Schedule schedule = choose_schedule(shape, gates, tile, element, barriers, size);
+    place.works = rank < schedule.batch_parts * schedule.unit_parts;
+    const int part = place.works ? rank / schedule.unit_parts : 0, within = rank % schedule.unit_parts;
+    place.rows = Team(flags + 2 * threads + (second ? head : 0) + part * schedule.unit_parts, within,
+                      place.works ? schedule.unit_parts : 1);
+    place.batch_part = part;
+    place.batch_parts = schedule.batch_parts;
+    place.units = split(shape.hidden, tile, within, schedule.unit_parts);
+    return place;
+}
+
+// Rows of one part, so that each part has about the same number of (row, step) pairs.
+inline Range rows_of_part(const Steps& steps, int64_t total_rows, int part, int parts) {
+    if (!steps.batch_sizes) return split(steps.batch, 1, part, parts);
+    Range range{0, steps.batch};
+    int64_t done = 0;
+    for (int64_t b = 0; b < steps.batch; ++b) {
+        if (part > 0 && done <= total_rows * part / parts) range.begin = b;
+        if (part + 1 < parts && done <= total_rows * (part + 1) / parts) range.end = b;
+        done += steps.length(b);
+    }
+    return range;
+}
+
+// How many of `wanted` threads are worth waking.
+inline int useful_threads(const Shape& shape, int gates, double passes, int wanted) {
+    const int64_t recurrent = shape.projection ? shape.projection : shape.hidden;
+    const double weights = static_cast<double>(shape.directions * gates) * static_cast<double>(shape.hidden) *
+                           static_cast<double>(shape.input + recurrent);
+    const double seconds = passes * (weights * 2 * static_cast<double>(shape.rows) * kFlopSeconds +
+                                     weights * 4 * kByteSecondsFar);
+    const double useful = seconds / kWorthAThread;
+    return useful < 2 ? 1 : useful < wanted ? static_cast<int>(useful) : wanted;
+}
+
+// Runs body(thread, threads) on at most `wanted` threads at once, fewer where the runtime gives fewer.
+template <class Body>
+void run_team(int wanted, const Body& body) {
+    if (wanted <= 1 || omp_in_parallel()) {
+        body(0, 1);
+        return;
+    }
+#pragma omp parallel num_threads(wanted)
+    body(omp_get_thread_num(), omp_get_num_threads());
+}
+
+}  // namespace
+}  // namespace fastrnn

@@ -1,0 +1,42 @@
+// Every op's schema, and the empty Python module whose import loads them.
+#include <Python.h>
+
+#include <torch/csrc/stable/library.h>
+
+// Shapes and meanings: fastrnn/_ops.py.
+STABLE_TORCH_LIBRARY(fastrnn, m) {
+    m.def(
+        "lstm_forward(Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, bool has_biases, "
+        "bool batch_first, bool bidirectional, str activation, bool training) "
+        "-> (Tensor y, Tensor h_n, Tensor c_n, Tensor reserve)");
+    m.def(
+        "lstm_backward(Tensor? d_y, Tensor? d_h_n, Tensor? d_c_n, Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, "
+        "Tensor? batch_sizes, Tensor y, Tensor reserve, bool has_biases, bool batch_first, bool bidirectional, "
+        "str activation, bool needs_x, bool needs_state, bool needs_weights) "
+        "-> (Tensor d_x, Tensor d_h0, Tensor d_c0, Tensor[] d_weights)");
+    m.def(
+        "gru_forward(Tensor x, Tensor? h0, Tensor[] weights, Tensor? batch_sizes, bool has_biases, bool batch_first, "
+        "bool bidirectional, bool reset_after, str activation, bool training) -> (Tensor y, Tensor h_n, Tensor reserve)");
+    m.def(
+        "gru_backward(Tensor? d_y, Tensor? d_h_n, Tensor x, Tensor? h0, Tensor[] weights, Tensor? batch_sizes, Tensor y, "
+        "Tensor reserve, bool has_biases, bool batch_first, bool bidirectional, bool reset_after, str activation, "
+        "bool needs_x, bool needs_state, bool needs_weights) -> (Tensor d_x, Tensor d_h0, Tensor[] d_weights)");
+    m.def(
+        "rnn_forward(Tensor x, Tensor? h0, Tensor[] weights, Tensor? batch_sizes, bool has_biases, bool batch_first, "
+        "bool bidirectional, str nonlinearity, bool training) -> (Tensor y, Tensor h_n, Tensor reserve)");
+    m.def(
+        "rnn_backward(Tensor? d_y, Tensor? d_h_n, Tensor x, Tensor? h0, Tensor[] weights, Tensor? batch_sizes, Tensor y, "
+        "Tensor reserve, bool has_biases, bool batch_first, bool bidirectional, str nonlinearity, bool needs_x, "
+        "bool needs_state, bool needs_weights) -> (Tensor d_x, Tensor d_h0, Tensor[] d_weights)");
+    m.def("active_isa() -> str");
+    m.def("compiled_isas() -> str");
+    m.def("supported_isas() -> str");
+    m.def("force_isa(str name) -> ()");
+    m.def("num_threads() -> int");
+    m.def("cuda_compiled() -> bool");
+}
+
+PyMODINIT_FUNC PyInit__C() {
+    static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+    return PyModule_Create(&module);
+}

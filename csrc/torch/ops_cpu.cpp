@@ -1,0 +1,419 @@
+// The CPU ops: check, allocate, fill the contract's structs, call.
+//
+// Half-precision tensors are widened to float32 here and the results rounded once at the end.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "checks.h"
+#include "fastrnn/kernels.h"
+
+namespace fastrnn {
+namespace {
+
+using MaybeTensor = std::optional<Tensor>;
+
+Activation parse_activation(const std::string& name) {
+    if (name == "tanh") return Activation::tanh;
+    if (name == "softsign") return Activation::softsign;
+    if (name == "relu") return Activation::relu;
+    if (name == "hardtanh") return Activation::hardtanh;
+    STD_TORCH_CHECK(false, "fastrnn: unknown activation '", name, "'; one of tanh, softsign, relu, hardtanh");
+}
+
+Cell parse_nonlinearity(const std::string& name) {
+    if (name == "tanh") return Cell::rnn_tanh;
+    if (name == "relu") return Cell::rnn_relu;
+    STD_TORCH_CHECK(false, "fastrnn: unknown nonlinearity '", name, "'; one of tanh, relu");
+}
+
+Tensor empty(std::initializer_list<int64_t> sizes, int32_t dtype) {
+    int64_t strides[4], stride = 1;
+    for (size_t i = sizes.size(); i-- > 0;) {
+        strides[i] = stride;
+        stride *= sizes.begin()[i] > 0 ? sizes.begin()[i] : 1;
+    }
+    AtenTensorHandle handle;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides, dtype,
+                                                    aoti_torch_device_type_cpu(), 0, &handle));
+    return Tensor(handle);
+}
+
+// What the arguments of every op have in common, brought to the kernels' form.
+struct Layer {
+    Cell cell;
+    Activation activation;
+    ScalarType stored, computed;
+    bool widened;        // stored is a half-precision type
+    int32_t dtype_code;  // of computed
+    Shape shape{};
+    bool batch_first, packed;
+    int64_t recurrent;
+    Tensor x;
+    MaybeTensor h0, c0, batch_sizes;
+    std::vector<Tensor> weights;
+    int weights_per_direction;
+    bool has_biases;
+
+    Layer(Cell cell_, Activation activation_, Tensor x_, MaybeTensor h0_, MaybeTensor c0_, std::vector<Tensor> weights_,
+          MaybeTensor batch_sizes_, bool has_biases_, bool batch_first_, bool bidirectional)
+        : cell(cell_),
+          activation(activation_),
+          stored(x_.scalar_type()),
+          computed(stored == ScalarType::Double ? ScalarType::Double : ScalarType::Float),
+          widened(stored == ScalarType::Half || stored == ScalarType::BFloat16),
+          dtype_code(stored == ScalarType::Double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32()),
+          batch_first(batch_first_ && !batch_sizes_),
+          packed(batch_sizes_.has_value()),
+          x(std::move(x_)),
+          h0(std::move(h0_)),
+          c0(std::move(c0_)),
+          batch_sizes(std::move(batch_sizes_)),
+          weights(std::move(weights_)),
+          has_biases(has_biases_) {
+        STD_TORCH_CHECK(stored == ScalarType::Float || stored == ScalarType::Double || widened,
+                        "fastrnn: x must be float32, float64, bfloat16 or float16");
+        shape.directions = bidirectional ? 2 : 1;
+        read_sizes();
+        read_weights();
+        if (h0) prepare_state("h0", *h0, recurrent);
+        if (c0) prepare_state("c0", *c0, shape.hidden);
+        x = with_unit_stride(widen(x));
+    }
+
+    void read_sizes() {
+        const int64_t dim = packed ? 2 : 3;
+        STD_TORCH_CHECK(x.dim() == dim, "fastrnn: x must have ", dim, " dimensions, got ", x.dim());
+        shape.input = x.size(dim - 1);
+        if (packed) {
+            STD_TORCH_CHECK(batch_sizes->dim() == 1 && batch_sizes->scalar_type() == ScalarType::Long &&
+                                batch_sizes->is_cpu(),
+                            "fastrnn: batch_sizes must be an int64 CPU tensor of one dimension");
+            batch_sizes = torch::stable::contiguous(*batch_sizes);
+            shape.batch_sizes = static_cast<const int64_t*>(batch_sizes->data_ptr());
+            shape.time = batch_sizes->numel();
+            shape.rows = x.size(0);
+            int64_t rows = 0, previous = shape.time ? shape.batch_sizes[0] : 0;
+            shape.batch = previous;
+            for (int64_t t = 0; t < shape.time; ++t) {
+                STD_TORCH_CHECK(shape.batch_sizes[t] > 0 && shape.batch_sizes[t] <= previous,
+                                "fastrnn: batch_sizes must be positive and never rise");
+                rows += previous = shape.batch_sizes[t];
+            }
+            STD_TORCH_CHECK(rows == shape.rows, "fastrnn: batch_sizes add up to ", rows, " rows, but x has ", shape.rows);
+            STD_TORCH_CHECK(h0.has_value(), "fastrnn: packed input needs h0");
+        } else {
+            shape.time = x.size(batch_first ? 1 : 0);
+            shape.batch = x.size(batch_first ? 0 : 1);
+            shape.rows = shape.time * shape.batch;
+        }
+        STD_TORCH_CHECK(shape.time > 0, "Expected sequence length to be larger than 0 in RNN");
+    }
+
+    void read_weights() {
+        const int base = has_biases ? 4 : 2;
+        weights_per_direction = static_cast<int>(weights.size()) / shape.directions;
+        const bool projected = cell == Cell::lstm && weights_per_direction == base + 1;
+        STD_TORCH_CHECK(weights.size() == static_cast<size_t>(shape.directions * (base + (projected ? 1 : 0))),
+                        "fastrnn: ", shape.directions, " direction(s) take ", base, " weights each, got ", weights.size());
+        STD_TORCH_CHECK(weights[1].dim() == 2, "fastrnn: w_hh must have 2 dimensions");
+        const int64_t gates = gate_count(cell);
+        shape.hidden = weights[1].size(0) / gates;
+        shape.projection = projected ? weights[1].size(1) : 0;
+        recurrent = projected ? shape.projection : shape.hidden;
+        for (int d = 0; d < shape.directions; ++d) {
+            Tensor* w = &weights[static_cast<size_t>(d * weights_per_direction)];
+            check_shape("w_ih", w[0], {gates * shape.hidden, shape.input});
+            check_shape("w_hh", w[1], {gates * shape.hidden, recurrent});
+            if (has_biases) {
+                check_shape("b_ih", w[2], {gates * shape.hidden});
+                check_shape("b_hh", w[3], {gates * shape.hidden});
+            }
+            if (projected) check_shape("w_hr", w[base], {shape.projection, shape.hidden});
+        }
+        for (Tensor& w : weights) {
+            check_dtype("every weight", w, x);
+            w = dense(w);
+        }
+    }
+
+    void prepare_state(const char* name, Tensor& state, int64_t width) {
+        check_shape(name, state, {shape.directions, shape.batch, width});
+        check_dtype(name, state, x);
+        state = dense(state);
+    }
+
+    Tensor widen(const Tensor& t) const { return widened ? torch::stable::to(t, ScalarType::Float) : t; }
+    Tensor narrow(const Tensor& t) const { return widened ? torch::stable::to(t, stored) : t; }
+    Tensor dense(const Tensor& t) const {
+        const Tensor wide = widen(t);
+        return wide.is_contiguous() ? wide : torch::stable::contiguous(wide);
+    }
+    // sequences may have any strides but along their features
+    static Tensor with_unit_stride(const Tensor& t) {
+        const int64_t last = t.dim() - 1;
+        return t.stride(last) == 1 || t.size(last) == 1 ? t : torch::stable::contiguous(t);
+    }
+
+    Tensor empty_sequence(int64_t features) const {
+        if (packed) return empty({shape.rows, features}, dtype_code);
+        return batch_first ? empty({shape.batch, shape.time, features}, dtype_code)
+                           : empty({shape.time, shape.batch, features}, dtype_code);
+    }
+    Tensor empty_state(int64_t width) const { return empty({shape.directions, shape.batch, width}, dtype_code); }
+    Tensor nothing() const { return empty({0}, dtype_code); }
+
+    struct Strides {
+        int64_t time, batch;
+    };
+    Strides strides_of(const Tensor& sequence) const {
+        if (packed) return {0, sequence.stride(0)};
+        return {sequence.stride(batch_first ? 1 : 0), sequence.stride(batch_first ? 0 : 1)};
+    }
+
+    // the members that ForwardParams and BackwardParams share
+    template <class Params>
+    void fill(Params& p) const {
+        p.dtype = computed == ScalarType::Double ? DType::float64 : DType::float32;
+        p.cell = cell;
+        p.activation = activation;
+        p.shape = shape;
+        for (int d = 0; d < shape.directions; ++d) {
+            const Tensor* w = &weights[static_cast<size_t>(d * weights_per_direction)];
+            p.weights[d] = {w[0].data_ptr(), w[1].data_ptr(), has_biases ? w[2].data_ptr() : nullptr,
+                            has_biases ? w[3].data_ptr() : nullptr,
+                            shape.projection ? w[weights_per_direction - 1].data_ptr() : nullptr};
+        }
+        const Strides x_strides = strides_of(x);
+        p.x = x.data_ptr();
+        p.x_stride_time = x_strides.time;
+        p.x_stride_batch = x_strides.batch;
+        p.h0 = h0 ? h0->data_ptr() : nullptr;
+        p.c0 = c0 ? c0->data_ptr() : nullptr;
+        p.threads = static_cast<int>(torch::stable::get_num_threads());
+    }
+};
+
+Tensor workspace(size_t bytes) { return empty({static_cast<int64_t>(bytes)}, aoti_torch_dtype_uint8()); }
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(const Layer& layer, bool training) {
+    const Shape& s = layer.shape;
+    ForwardParams p{};
+    layer.fill(p);
+    const Tensor y = layer.empty_sequence(s.directions * layer.recurrent), h_n = layer.empty_state(layer.recurrent);
+    const Tensor c_n = layer.cell == Cell::lstm ? layer.empty_state(s.hidden) : layer.nothing();
+    const Tensor reserve =
+        training ? empty({s.directions, s.rows, saved_values(layer.cell), padded_units(s.hidden)}, layer.dtype_code)
+                 : layer.nothing();
+    const auto strides = layer.strides_of(y);
+    p.y = y.data_ptr();
+    p.y_stride_time = strides.time;
+    p.y_stride_batch = strides.batch;
+    p.h_n = h_n.data_ptr();
+    p.c_n = c_n.data_ptr();
+    p.reserve = training && saved_values(layer.cell) ? reserve.data_ptr() : nullptr;
+    const Tensor space = workspace(forward_workspace_bytes(p));
+    p.workspace = space.data_ptr();
+    forward(p);
+    return {layer.narrow(y), layer.narrow(h_n), layer.narrow(c_n), reserve};
+}
+
+struct Gradients {
+    MaybeTensor d_y, d_h_n, d_c_n;
+};
+
+struct Needs {
+    bool x, state, weights;
+};
+
+std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(const Layer& layer, Gradients grads, Tensor y,
+                                                                       const Tensor& reserve, Needs needs) {
+    const Shape& s = layer.shape;
+    BackwardParams p{};
+    layer.fill(p);
+    check_shape("reserve", reserve, {s.directions, s.rows, saved_values(layer.cell), padded_units(s.hidden)});
+    STD_TORCH_CHECK(reserve.is_contiguous(), "fastrnn: reserve must be contiguous");
+    p.reserve = reserve.data_ptr();
+    const int64_t features = s.directions * layer.recurrent;
+    const auto check_sequence = [&](const char* name, const Tensor& t) {
+        if (layer.packed) return check_shape(name, t, {s.rows, features});
+        layer.batch_first ? check_shape(name, t, {s.batch, s.time, features})
+                          : check_shape(name, t, {s.time, s.batch, features});
+    };
+    check_sequence("y", y);
+    y = Layer::with_unit_stride(layer.widen(y));
+    const auto y_strides = layer.strides_of(y);
+    p.y = y.data_ptr();
+    p.y_stride_time = y_strides.time;
+    p.y_stride_batch = y_strides.batch;
+    if (grads.d_y) {
+        check_sequence("d_y", *grads.d_y);
+        grads.d_y = Layer::with_unit_stride(layer.widen(*grads.d_y));
+        const auto strides = layer.strides_of(*grads.d_y);
+        p.d_y = grads.d_y->data_ptr();
+        p.d_y_stride_time = strides.time;
+        p.d_y_stride_batch = strides.batch;
+    }
+    if (grads.d_h_n) {
+        check_shape("d_h_n", *grads.d_h_n, {s.directions, s.batch, layer.recurrent});
+        grads.d_h_n = layer.dense(*grads.d_h_n);
+        p.d_h_n = grads.d_h_n->data_ptr();
+    }
+    if (grads.d_c_n) {
+        check_shape("d_c_n", *grads.d_c_n, {s.directions, s.batch, s.hidden});
+        grads.d_c_n = layer.dense(*grads.d_c_n);
+        p.d_c_n = grads.d_c_n->data_ptr();
+    }
+    const Tensor d_x = needs.x ? layer.empty_sequence(s.input) : layer.nothing();
+    if (needs.x) {
+        const auto strides = layer.strides_of(d_x);
+        p.d_x = d_x.data_ptr();
+        p.d_x_stride_time = strides.time;
+        p.d_x_stride_batch = strides.batch;
+    }
+    const bool lstm = layer.cell == Cell::lstm;
+    const Tensor d_h0 = needs.state ? layer.empty_state(layer.recurrent) : layer.nothing();
+    const Tensor d_c0 = needs.state && lstm ? layer.empty_state(s.hidden) : layer.nothing();
+    if (needs.state) p.d_h0 = d_h0.data_ptr();
+    if (needs.state && lstm) p.d_c0 = d_c0.data_ptr();
+    std::vector<Tensor> d_weights;
+    d_weights.reserve(layer.weights.size());
+    for (const Tensor& w : layer.weights) {
+        d_weights.push_back(!needs.weights ? layer.nothing()
+                            : w.dim() == 2 ? empty({w.size(0), w.size(1)}, layer.dtype_code)
+                                           : empty({w.size(0)}, layer.dtype_code));
+    }
+    for (int d = 0; d < s.directions && needs.weights; ++d) {
+        const Tensor* w = &d_weights[static_cast<size_t>(d * layer.weights_per_direction)];
+        p.d_weights[d] = {w[0].data_ptr(), w[1].data_ptr(), layer.has_biases ? w[2].data_ptr() : nullptr,
+                          layer.has_biases ? w[3].data_ptr() : nullptr,
+                          s.projection ? w[layer.weights_per_direction - 1].data_ptr() : nullptr};
+    }
+    const Tensor space = workspace(backward_workspace_bytes(p));
+    p.workspace = space.data_ptr();
+    backward(p);
+    for (Tensor& w : d_weights) w = layer.narrow(w);
+    return {layer.narrow(d_x), layer.narrow(d_h0), layer.narrow(d_c0), d_weights};
+}
+
+// -- the ops ----------------------------------------------------------------------------------------------------------
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_forward(Tensor x, MaybeTensor h0, MaybeTensor c0,
+                                                        std::vector<Tensor> weights, MaybeTensor batch_sizes,
+                                                        bool has_biases, bool batch_first, bool bidirectional,
+                                                        std::string activation, bool training) {
+    return layer_forward(Layer(Cell::lstm, parse_activation(activation), x, h0, c0, std::move(weights), batch_sizes,
+                               has_biases, batch_first, bidirectional),
+                         training);
+}
+
+std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> lstm_backward(
+    MaybeTensor d_y, MaybeTensor d_h_n, MaybeTensor d_c_n, Tensor x, MaybeTensor h0, MaybeTensor c0,
+    std::vector<Tensor> weights, MaybeTensor batch_sizes, Tensor y, Tensor reserve, bool has_biases, bool batch_first,
+    bool bidirectional, std::string activation, bool needs_x, bool needs_state, bool needs_weights) {
+    return layer_backward(Layer(Cell::lstm, parse_activation(activation), x, h0, c0, std::move(weights), batch_sizes,
+                                has_biases, batch_first, bidirectional),
+                          {d_y, d_h_n, d_c_n}, y, reserve, {needs_x, needs_state, needs_weights});
+}
+
+using StateResult = std::tuple<Tensor, Tensor, Tensor>;
+using StateGradients = std::tuple<Tensor, Tensor, std::vector<Tensor>>;
+
+StateResult without_cell_state(std::tuple<Tensor, Tensor, Tensor, Tensor> result) {
+    return {std::get<0>(result), std::get<1>(result), std::get<3>(result)};
+}
+
+StateGradients without_cell_state(std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> result) {
+    return {std::get<0>(result), std::get<1>(result), std::get<3>(result)};
+}
+
+Layer gru_layer(Tensor x, MaybeTensor h0, std::vector<Tensor> weights, MaybeTensor batch_sizes, bool has_biases,
+                bool batch_first, bool bidirectional, bool reset_after, const std::string& activation) {
+    return Layer(reset_after ? Cell::gru : Cell::gru_reset_before, parse_activation(activation), x, h0, std::nullopt,
+                 std::move(weights), batch_sizes, has_biases, batch_first, bidirectional);
+}
+
+StateResult gru_forward(Tensor x, MaybeTensor h0, std::vector<Tensor> weights, MaybeTensor batch_sizes, bool has_biases,
+                        bool batch_first, bool bidirectional, bool reset_after, std::string activation, bool training) {
+    return without_cell_state(layer_forward(gru_layer(x, h0, std::move(weights), batch_sizes, has_biases, batch_first,
+                                                      bidirectional, reset_after, activation),
+                                            training));
+}
+
+StateGradients gru_backward(MaybeTensor d_y, MaybeTensor d_h_n, Tensor x, MaybeTensor h0, std::vector<Tensor> weights,
+                            MaybeTensor batch_sizes, Tensor y, Tensor reserve, bool has_biases, bool batch_first,
+                            bool bidirectional, bool reset_after, std::string activation, bool needs_x, bool needs_state,
+                            bool needs_weights) {
+    return without_cell_state(layer_backward(gru_layer(x, h0, std::move(weights), batch_sizes, has_biases, batch_first,
+                                                       bidirectional, reset_after, activation),
+                                             {d_y, d_h_n, std::nullopt}, y, reserve, {needs_x, needs_state, needs_weights}));
+}
+
+Layer rnn_layer(Tensor x, MaybeTensor h0, std::vector<Tensor> weights, MaybeTensor batch_sizes, bool has_biases,
+                bool batch_first, bool bidirectional, const std::string& nonlinearity) {
+    return Layer(parse_nonlinearity(nonlinearity), Activation::tanh, x, h0, std::nullopt, std::move(weights), batch_sizes,
+                 has_biases, batch_first, bidirectional);
+}
+
+StateResult rnn_forward(Tensor x, MaybeTensor h0, std::vector<Tensor> weights, MaybeTensor batch_sizes, bool has_biases,
+                        bool batch_first, bool bidirectional, std::string nonlinearity, bool training) {
+    return without_cell_state(layer_forward(
+        rnn_layer(x, h0, std::move(weights), batch_sizes, has_biases, batch_first, bidirectional, nonlinearity), training));
+}
+
+StateGradients rnn_backward(MaybeTensor d_y, MaybeTensor d_h_n, Tensor x, MaybeTensor h0, std::vector<Tensor> weights,
+                            MaybeTensor batch_sizes, Tensor y, Tensor reserve, bool has_biases, bool batch_first,
+                            bool bidirectional, std::string nonlinearity, bool needs_x, bool needs_state,
+                            bool needs_weights) {
+    return without_cell_state(layer_backward(
+        rnn_layer(x, h0, std::move(weights), batch_sizes, has_biases, batch_first, bidirectional, nonlinearity),
+        {d_y, d_h_n, std::nullopt}, y, reserve, {needs_x, needs_state, needs_weights}));
+}
+
+// -- what is compiled and active --------------------------------------------------------------------------------------
+
+std::string isas(bool (*wanted)(const char*)) {
+    std::string names;
+    for (const char* name : {"avx512", "avx2", "generic"}) {
+        if (wanted(name)) names += (names.empty() ? "" : ",") + std::string(name);
+    }
+    return names;
+}
+
+std::string active_isa_op() { return active_isa(); }
+std::string compiled_isas() { return isas(isa_compiled); }
+std::string supported_isas() { return isas(isa_supported); }
+void force_isa_op(std::string name) { force_isa(name.c_str()); }
+int64_t num_threads() { return torch::stable::get_num_threads(); }
+
+bool cuda_compiled() {
+#if defined(FASTRNN_WITH_CUDA)
+    return true;
+#else
+    return false;
+#endif
+}
+
+}  // namespace
+}  // namespace fastrnn
+
+STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
+    m.impl("lstm_forward", TORCH_BOX(&fastrnn::lstm_forward));
+    m.impl("lstm_backward", TORCH_BOX(&fastrnn::lstm_backward));
+    m.impl("gru_forward", TORCH_BOX(&fastrnn::gru_forward));
+    m.impl("gru_backward", TORCH_BOX(&fastrnn::gru_backward));
+    m.impl("rnn_forward", TORCH_BOX(&fastrnn::rnn_forward));
+    m.impl("rnn_backward", TORCH_BOX(&fastrnn::rnn_backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
+    m.impl("active_isa", TORCH_BOX(&fastrnn::active_isa_op));
+    m.impl("compiled_isas", TORCH_BOX(&fastrnn::compiled_isas));
+    m.impl("supported_isas", TORCH_BOX(&fastrnn::supported_isas));
+    m.impl("force_isa", TORCH_BOX(&fastrnn::force_isa_op));
+    m.impl("num_threads", TORCH_BOX(&fastrnn::num_threads));
+    m.impl("cuda_compiled", TORCH_BOX(&fastrnn::cuda_compiled));
+}
