@@ -21,7 +21,7 @@ struct GruCell {
     static constexpr int kGates = 3;
     static constexpr int kSlots = 4;  // n (from x), r, z, n (from h)
     static constexpr int kSaved = 4;
-    static constexpr int kGateOfSlot[] = {2, 0, 1, 2};
+    static FASTRNN_INLINE constexpr int gate_of_slot(int slot) { return (slot + 2) % 3; }
     static constexpr int kInputBegin = 0, kInputCount = 3;
     static constexpr int kRecurrentBegin = 1, kRecurrentCount = 3;
     static constexpr bool kHasCellState = false;
@@ -54,7 +54,7 @@ struct GruResetBeforeCell {
     static constexpr int kGates = 3;
     static constexpr int kSlots = 3;  // n r z
     static constexpr int kSaved = 3;
-    static constexpr int kGateOfSlot[] = {2, 0, 1};
+    static FASTRNN_INLINE constexpr int gate_of_slot(int slot) { return (slot + 2) % 3; }
     static constexpr int kInputBegin = 0, kInputCount = 3;
     static constexpr int kRecurrentBegin = 1, kRecurrentCount = 2;  // r z; then n from r h
     static constexpr bool kHasCellState = false;

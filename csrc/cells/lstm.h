@@ -3,7 +3,7 @@
 //   c' = f c + i g                     h' = o act(c')
 //
 // A cell works on slots: for one unit of one row, the preactivations of its gates on entry and the values to be kept
-// for the backward pass on return. kGateOfSlot maps a slot to torch's gate order.
+// for the backward pass on return. gate_of_slot maps a slot to torch's gate order.
 #pragma once
 
 #include "activation.h"
@@ -16,7 +16,7 @@ struct LstmCell {
     static constexpr int kGates = 4;
     static constexpr int kSlots = 4;           // i f g o
     static constexpr int kSaved = 5;           // i f g o c
-    static constexpr int kGateOfSlot[] = {0, 1, 2, 3};
+    static FASTRNN_INLINE constexpr int gate_of_slot(int slot) { return slot; }
     static constexpr int kInputBegin = 0, kInputCount = 4;          // slots that x W^T feeds
     static constexpr int kRecurrentBegin = 0, kRecurrentCount = 4;  // slots that h U^T feeds
     static constexpr bool kHasCellState = true;

@@ -11,7 +11,7 @@ struct RnnCell {
     static constexpr int kGates = 1;
     static constexpr int kSlots = 1;
     static constexpr int kSaved = 0;  // h' itself is enough
-    static constexpr int kGateOfSlot[] = {0};
+    static FASTRNN_INLINE constexpr int gate_of_slot(int /*slot*/) { return 0; }
     static constexpr int kInputBegin = 0, kInputCount = 1;
     static constexpr int kRecurrentBegin = 0, kRecurrentCount = 1;
     static constexpr bool kHasCellState = false;

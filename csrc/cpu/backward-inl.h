@@ -106,7 +106,7 @@ class BackwardPass {
             const int vectors = vectors_of(columns - n);
             T* out = packed + n * count * s_.hidden;
             for (int slot = begin; slot < begin + count; ++slot) {
-                const T* rows = w + C::kGateOfSlot[slot] * s_.hidden * columns;
+                const T* rows = w + C::gate_of_slot(slot) * s_.hidden * columns;
                 for (int64_t u = 0; u < s_.hidden; ++u, out += vectors * kLanes) {
                     pack_row(rows + u * columns + n, columns - n, vectors, out);
                 }
@@ -349,7 +349,7 @@ class BackwardPass {
         const RowSource<T> reset_h_row{Sources::reset_h, &sources}, unprojected_row{Sources::unprojected, &sources};
         for (int slot = 0; slot < C::kSlots; ++slot) {
             const T* d_slot = b.d_slots + slot * hidden_padded_;
-            const int64_t at = C::kGateOfSlot[slot] * s_.hidden;
+            const int64_t at = C::gate_of_slot(slot) * s_.hidden;
             const bool from_x = slot >= C::kInputBegin && slot < C::kInputBegin + C::kInputCount;
             const bool from_h = slot >= C::kRecurrentBegin && slot < C::kRecurrentBegin + C::kRecurrentCount;
             if (from_x && out.d_w_ih) {

@@ -124,7 +124,7 @@ class ForwardPass {
         for (int slot = 0; slot < C::kSlots; ++slot) {
             const bool from_x = slot >= C::kInputBegin && slot < C::kInputBegin + C::kInputCount;
             const bool from_h = C::kResetBefore || (slot >= C::kRecurrentBegin && slot < C::kRecurrentBegin + C::kRecurrentCount);
-            const int64_t at = C::kGateOfSlot[slot] * s_.hidden;
+            const int64_t at = C::gate_of_slot(slot) * s_.hidden;
             for (int64_t u = units.begin; u < units.end; ++u) {
                 bias[slot * hidden_padded_ + u] =
                     b_ih ? (from_x ? b_ih[at + u] : T(0)) + (from_h ? b_hh[at + u] : T(0)) : T(0);
@@ -137,11 +137,11 @@ class ForwardPass {
 
     // Panels of all slots of one vector of units; of one slot: of kWide vectors.
     void pack_slots(const T* w, int64_t length, int begin, int count, T* packed, Range units) {
-        if (count == 1) return pack_wide(w + C::kGateOfSlot[begin] * s_.hidden * length, length, s_.hidden, packed, units);
+        if (count == 1) return pack_wide(w + C::gate_of_slot(begin) * s_.hidden * length, length, s_.hidden, packed, units);
         for (int64_t u = units.begin; u < units.end; u += kLanes) {
             T* panel = packed + u * length * count;
             for (int i = 0; i < count; ++i) {
-                const T* rows = w + (C::kGateOfSlot[begin + i] * s_.hidden + u) * length;
+                const T* rows = w + (C::gate_of_slot(begin + i) * s_.hidden + u) * length;
                 pack_transposed(rows, length, s_.hidden - u, length, panel + i * kLanes, count * kLanes);
             }
         }
@@ -186,7 +186,7 @@ class ForwardPass {
                                 int64_t u, T* const* out, Init init, const T* bias) {
         for (int64_t v = u; v < u + kTile && v < s_.hidden; v += kLanes) {
             for (int slot = begin; slot < begin + count; ++slot) {
-                const T* w_rows = w + (C::kGateOfSlot[slot] * s_.hidden + v) * length;
+                const T* w_rows = w + (C::gate_of_slot(slot) * s_.hidden + v) * length;
                 for (int64_t r = 0; r < rows; ++r) {
                     T* c = out[r] + slot * hidden_padded_ + v;
                     const T* start = init == Init::bias ? bias + slot * hidden_padded_ + v : c;
