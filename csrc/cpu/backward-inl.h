@@ -6,6 +6,7 @@
 #pragma once
 
 #include "gradient-inl.h"
+#include "panels-inl.h"
 
 namespace fastrnn {
 namespace {
@@ -14,9 +15,8 @@ template <class T, class C>
 class BackwardPass {
     using V = Vec<T>;
     static constexpr int64_t kLanes = V::kLanes;
-    static constexpr int64_t kTile = kLanes * 4;  // units, and columns of a packed panel
+    static constexpr int64_t kTile = kLanes * kWide;  // units, and columns of a packed panel
     static constexpr int kSaved = C::kSaved > 0 ? C::kSaved : 1;
-    static constexpr int64_t kRowBlock = 96;
     static constexpr int kBarriers = C::kResetBefore ? 2 : 1;
 
     struct Buffers {
@@ -100,23 +100,12 @@ class BackwardPass {
 
     // -- weights ------------------------------------------------------------------------------------------------------
 
-    // panels of kTile columns of rows that lie as the product needs them; `slot` order of the gates
+    // panels over the columns of w; rows in the order of the slots begin .. begin + count
     void pack_gates(const T* w, int64_t columns, int begin, int count, T* packed, Range range) const {
-        for (int64_t n = range.begin; n < range.end; n += kTile) {
-            const int vectors = vectors_of(columns - n);
-            T* out = packed + n * count * s_.hidden;
-            for (int slot = begin; slot < begin + count; ++slot) {
-                const T* rows = w + C::gate_of_slot(slot) * s_.hidden * columns;
-                for (int64_t u = 0; u < s_.hidden; ++u, out += vectors * kLanes) {
-                    pack_row(rows + u * columns + n, columns - n, vectors, out);
-                }
-            }
+        for (int i = 0; i < count; ++i) {
+            const T* rows = w + C::gate_of_slot(begin + i) * s_.hidden * columns;
+            pack_wide(rows, s_.hidden, columns, i * s_.hidden, count * s_.hidden, packed, range);
         }
-    }
-
-    static int vectors_of(int64_t columns) {
-        const int64_t vectors = (columns + kLanes - 1) / kLanes;
-        return static_cast<int>(vectors < 4 ? vectors : 4);
     }
 
     void pack_weights(int d, Place& place) {
@@ -129,14 +118,7 @@ class BackwardPass {
         if (C::kResetBefore) pack_gates(as(w.w_hh), recurrent_, 0, 1, b.packed_candidate, share(recurrent_));
         if (p_.d_x) pack_gates(as(w.w_ih), s_.input, C::kInputBegin, C::kInputCount, b.packed_ih, share(s_.input));
         if (s_.projection) {
-            const Range units = share(s_.hidden);
-            for (int64_t n = units.begin; n < units.end; n += kTile) {
-                const int vectors = vectors_of(s_.hidden - n);
-                for (int64_t k = 0; k < recurrent_; ++k) {
-                    pack_row(as(w.w_hr) + k * s_.hidden + n, s_.hidden - n, vectors,
-                             b.packed_hr + n * recurrent_ + k * vectors * kLanes);
-                }
-            }
+            pack_wide(as(w.w_hr), recurrent_, s_.hidden, 0, recurrent_, b.packed_hr, share(s_.hidden));
         }
         place.direction.wait();
     }
@@ -217,7 +199,7 @@ class BackwardPass {
             for (int64_t r = 0; r < count; ++r) a_row[r] = a + (b + r) * a_stride;
             for (int64_t n = columns.begin; n < columns.end; n += kTile) {
                 for (int64_t r = 0; r < count; ++r) c_row[r] = c + (b + r) * c_stride + n;
-                multiply_panel(vectors_of(width - n), a_row, count, reduction, packed + n * length, c_row, kLanes, init,
+                multiply_panel(wide_vectors<T>(width - n), a_row, count, reduction, packed + n * length, c_row, kLanes, init,
                                static_cast<const T*>(nullptr));
             }
         }
@@ -327,7 +309,7 @@ class BackwardPass {
                 for (int d = 0; d < s_.directions; ++d) {
                     const T* d_slots = buffers_[d].d_slots + C::kInputBegin * hidden_padded_;
                     for (int64_t r = 0; r < count; ++r) a[r] = d_slots + (first + r) * slots_stride_;
-                    multiply_panel(vectors_of(s_.input - n), a, count, reduction,
+                    multiply_panel(wide_vectors<T>(s_.input - n), a, count, reduction,
                                    buffers_[d].packed_ih + n * C::kInputCount * s_.hidden, c, kLanes,
                                    d == 0 ? Init::zero : Init::accumulate, static_cast<const T*>(nullptr));
                 }

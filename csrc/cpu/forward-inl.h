@@ -1,31 +1,27 @@
 // The forward pass of a layer: one parallel region; in it, for each chunk of time steps, the product with x for all of
 // the chunk at once, then step by step the product with h and the cell.
 //
-// Weights are packed once a call, in panels of one vector of units and all gates, so that a panel's product leaves
-// the gates of the same units side by side for the cell while they are in the nearest cache. A cell with a single
-// recurrent product slot takes panels of four vectors of units instead.
+// Weights are packed once a call; a block of rows stays with a tile of units from the product to the cell, so that the gates
+// are read back from the nearest cache.
 //
 // Cost: max(2 N G H (I + R) / peak, T x bytes of packed weights / bandwidth), plus a barrier a step where units are split.
 #pragma once
 
-#include "plan-inl.h"
+#include "panels-inl.h"
 
 namespace fastrnn {
 namespace {
 
-constexpr int64_t kRowBlock = 96;                // rows of x that meet a panel while it is near
 constexpr int64_t kChunkBytes = 256 * 1024;      // preactivations of a chunk, a thread
 constexpr int64_t kUnpackedRows = 4;             // up to here reading the weights as they lie beats packing them
-constexpr int kWide = 4;                         // vectors of units in a panel of one slot
 
 template <class T, class C>
 class ForwardPass {
     using V = Vec<T>;
     static constexpr int64_t kLanes = V::kLanes;
-    static constexpr int64_t kTile = kLanes * (C::kRecurrentCount == 1 || C::kResetBefore ? kWide : 1);
+    static constexpr int64_t kTile = GatePanels<T, C>::kTile;
     static constexpr int kStored = C::kSaved > C::kSlots ? C::kSaved : C::kSlots;
     static constexpr int kBarriers = C::kResetBefore ? 2 : 1;
-    static constexpr Reduction along(int64_t length) { return {1, length, 0, 1}; }
 
     // a direction's arrays in the workspace
     struct Buffers {
@@ -59,7 +55,7 @@ class ForwardPass {
           recurrent_(s_.projection ? s_.projection : s_.hidden),
           hidden_padded_(padded_units(s_.hidden)),
           recurrent_padded_(padded_units(recurrent_)),
-          unpacked_(s_.rows <= kUnpackedRows),
+          panels_(s_.hidden, s_.rows <= kUnpackedRows),
           keeps_slots_(params.reserve && C::kSaved >= C::kSlots),
           arena_(workspace) {
         threads_ = useful_threads(s_, C::kGates, 1, params.threads);
@@ -74,7 +70,7 @@ class ForwardPass {
         zeros_ = arena_.take<T>(recurrent_);
         for (int d = 0; d < s_.directions; ++d) {
             Buffers& b = buffers_[d];
-            const bool packs = !unpacked_;
+            const bool packs = s_.rows > kUnpackedRows;
             b.packed_ih = arena_.take<T>(packs ? s_.input * C::kInputCount * hidden_padded_ : 0);
             b.packed_hh = arena_.take<T>(packs ? recurrent_ * C::kRecurrentCount * hidden_padded_ : 0);
             b.packed_candidate = arena_.take<T>(packs && C::kResetBefore ? s_.hidden * hidden_padded_ : 0);
@@ -107,14 +103,12 @@ class ForwardPass {
         Buffers& b = buffers_[d];
         const Range share = split(s_.hidden, kTile, place.direction.rank(), place.direction.size());
         prepare_bias(w, b.bias, share);
-        if (!unpacked_) {
-            pack_slots(weight(w.w_ih), s_.input, C::kInputBegin, C::kInputCount, b.packed_ih, share);
-            pack_slots(weight(w.w_hh), recurrent_, C::kRecurrentBegin, C::kRecurrentCount, b.packed_hh, share);
-            if (C::kResetBefore) pack_slots(weight(w.w_hh), recurrent_, 0, 1, b.packed_candidate, share);
-        }
+        panels_.pack(weight(w.w_ih), s_.input, C::kInputBegin, C::kInputCount, b.packed_ih, share);
+        panels_.pack(weight(w.w_hh), recurrent_, C::kRecurrentBegin, C::kRecurrentCount, b.packed_hh, share);
+        if (C::kResetBefore) panels_.pack(weight(w.w_hh), recurrent_, 0, 1, b.packed_candidate, share);
         if (s_.projection) {
             const Range columns = split(recurrent_, kLanes * kWide, place.direction.rank(), place.direction.size());
-            pack_wide(weight(w.w_hr), s_.hidden, recurrent_, b.packed_hr, columns);
+            pack_wide_transposed(weight(w.w_hr), s_.hidden, recurrent_, b.packed_hr, columns);
         }
         place.direction.wait();
     }
@@ -131,67 +125,6 @@ class ForwardPass {
             }
             if (units.begin < units.end && units.end == s_.hidden) {
                 for (int64_t u = units.end; u < hidden_padded_; ++u) bias[slot * hidden_padded_ + u] = T(0);
-            }
-        }
-    }
-
-    // Panels of all slots of one vector of units; of one slot: of kWide vectors.
-    void pack_slots(const T* w, int64_t length, int begin, int count, T* packed, Range units) {
-        if (count == 1) return pack_wide(w + C::gate_of_slot(begin) * s_.hidden * length, length, s_.hidden, packed, units);
-        for (int64_t u = units.begin; u < units.end; u += kLanes) {
-            T* panel = packed + u * length * count;
-            for (int i = 0; i < count; ++i) {
-                const T* rows = w + (C::gate_of_slot(begin + i) * s_.hidden + u) * length;
-                pack_transposed(rows, length, s_.hidden - u, length, panel + i * kLanes, count * kLanes);
-            }
-        }
-    }
-
-    static void pack_wide(const T* w, int64_t length, int64_t columns, T* packed, Range range) {
-        for (int64_t u = range.begin; u < range.end; u += kLanes * kWide) {
-            const int vectors = wide_vectors(columns - u);
-            for (int v = 0; v < vectors; ++v) {
-                const int64_t column = u + v * kLanes;
-                pack_transposed(w + column * length, length, columns - column, length, packed + u * length + v * kLanes,
-                                vectors * kLanes);
-            }
-        }
-    }
-
-    static int wide_vectors(int64_t columns) {
-        const int64_t vectors = (columns + kLanes - 1) / kLanes;
-        return static_cast<int>(vectors < kWide ? vectors : kWide);
-    }
-
-    // -- products -----------------------------------------------------------------------------------------------------
-
-    // out[r] slots begin .. begin + count, units u .. u + kTile, (+)= a[r] w^T
-    void multiply_tile(const T* const* a, int64_t rows, int64_t length, const T* w, const T* packed, int begin, int count,
-                       int64_t u, T* const* out, Init init, const T* bias) {
-        if (unpacked_) return multiply_tile_unpacked(a, rows, length, w, begin, count, u, out, init, bias);
-        T* c[kRowBlock];
-        if (count == 1) {
-            for (int64_t r = 0; r < rows; ++r) c[r] = out[r] + begin * hidden_padded_ + u;
-            return multiply_panel(wide_vectors(s_.hidden - u), a, rows, along(length), packed + u * length, c, kLanes, init,
-                                  bias + begin * hidden_padded_ + u);
-        }
-        for (int64_t v = u; v < u + kTile && v < s_.hidden; v += kLanes) {
-            for (int64_t r = 0; r < rows; ++r) c[r] = out[r] + begin * hidden_padded_ + v;
-            multiply_panel(count, a, rows, along(length), packed + v * length * count, c, hidden_padded_, init,
-                           bias + begin * hidden_padded_ + v);
-        }
-    }
-
-    void multiply_tile_unpacked(const T* const* a, int64_t rows, int64_t length, const T* w, int begin, int count,
-                                int64_t u, T* const* out, Init init, const T* bias) {
-        for (int64_t v = u; v < u + kTile && v < s_.hidden; v += kLanes) {
-            for (int slot = begin; slot < begin + count; ++slot) {
-                const T* w_rows = w + (C::gate_of_slot(slot) * s_.hidden + v) * length;
-                for (int64_t r = 0; r < rows; ++r) {
-                    T* c = out[r] + slot * hidden_padded_ + v;
-                    const T* start = init == Init::bias ? bias + slot * hidden_padded_ + v : c;
-                    (V::load(start) + multiply_unpacked(a[r], w_rows, length, s_.hidden - v, length)).store(c);
-                }
             }
         }
     }
@@ -228,7 +161,7 @@ class ForwardPass {
         int64_t filled = 0;
         const auto flush = [&] {
             for (int64_t u = units.begin; u < units.end; u += kTile) {
-                multiply_tile(a, filled, s_.input, weight(p_.weights[d].w_ih), buffers_[d].packed_ih, C::kInputBegin,
+                panels_.multiply(a, filled, s_.input, weight(p_.weights[d].w_ih), buffers_[d].packed_ih, C::kInputBegin,
                               C::kInputCount, u, c, Init::bias, buffers_[d].bias);
             }
             for (int slot = C::kInputBegin + C::kInputCount; slot < C::kSlots; ++slot) {  // fed by h alone
@@ -282,7 +215,7 @@ class ForwardPass {
         };
         if constexpr (C::kResetBefore) {
             for_each_block([&](int64_t u, int64_t b, int64_t count, const T* const* h, T* const* slots) {
-                multiply_tile(h, count, recurrent_, weight(w.w_hh), buffers.packed_hh, C::kRecurrentBegin,
+                panels_.multiply(h, count, recurrent_, weight(w.w_hh), buffers.packed_hh, C::kRecurrentBegin,
                               C::kRecurrentCount, u, slots, Init::accumulate, buffers.bias);
                 reset_tile(d, u, b, count, carried, h, slots);
             });
@@ -292,10 +225,10 @@ class ForwardPass {
             if constexpr (C::kResetBefore) {
                 const T* reset_h[kRowBlock];
                 for (int64_t r = 0; r < count; ++r) reset_h[r] = buffers.reset_h + (b + r) * hidden_padded_;
-                multiply_tile(reset_h, count, recurrent_, weight(w.w_hh), buffers.packed_candidate, 0, 1, u, slots,
+                panels_.multiply(reset_h, count, recurrent_, weight(w.w_hh), buffers.packed_candidate, 0, 1, u, slots,
                               Init::accumulate, buffers.bias);
             } else {
-                multiply_tile(h, count, recurrent_, weight(w.w_hh), buffers.packed_hh, C::kRecurrentBegin,
+                panels_.multiply(h, count, recurrent_, weight(w.w_hh), buffers.packed_hh, C::kRecurrentBegin,
                               C::kRecurrentCount, u, slots, Init::accumulate, buffers.bias);
             }
             cell_tile(d, steps, t, step, u, b, count, carried, h, slots);
@@ -374,7 +307,7 @@ class ForwardPass {
                     a[r] = buffers.unprojected + (b + r) * hidden_padded_;
                     c[r] = next + (b + r) * recurrent_padded_ + u;
                 }
-                multiply_panel(wide_vectors(recurrent_ - u), a, count, along(s_.hidden),
+                multiply_panel(wide_vectors<T>(recurrent_ - u), a, count, panels_.along(s_.hidden),
                                buffers.packed_hr + u * s_.hidden, c, kLanes, Init::zero, static_cast<const T*>(nullptr));
                 for (int64_t r = 0; r < count; ++r) {
                     copy(c[r], y.at(steps, t, b + r) + u, Steps::min(kLanes * kWide, recurrent_ - u));
@@ -406,7 +339,7 @@ class ForwardPass {
     const ForwardParams& p_;
     const Shape& s_;
     const int64_t recurrent_, hidden_padded_, recurrent_padded_;
-    const bool unpacked_;     // weights are read as they lie
+    const GatePanels<T, C> panels_;
     const bool keeps_slots_;  // the reserve holds the slots
     Arena arena_;
     int threads_;

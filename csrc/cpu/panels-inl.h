@@ -1,0 +1,112 @@
+// Weights in the form that each pass multiplies with: panels of packed columns (gemm-inl.h), or, for very few rows, as torch
+// keeps them.
+#pragma once
+
+#include "plan-inl.h"
+
+namespace fastrnn {
+namespace {
+
+constexpr int64_t kRowBlock = 96;  // rows that meet a panel while it is near
+constexpr int kWide = 4;            // vectors in a panel of plain columns
+
+// vectors that the panel beginning at a column has, when `columns` are left
+template <class T>
+int wide_vectors(int64_t columns) {
+    const int64_t vectors = (columns + Vec<T>::kLanes - 1) / Vec<T>::kLanes;
+    return static_cast<int>(vectors < kWide ? vectors : kWide);
+}
+
+// Panels of the columns in `range` of B = w^T: w [columns, length].
+template <class T>
+FASTRNN_NOINLINE void pack_wide_transposed(const T* w, int64_t length, int64_t columns, T* packed, Range range) {
+    constexpr int64_t kLanes = Vec<T>::kLanes;
+    for (int64_t u = range.begin; u < range.end; u += kLanes * kWide) {
+        const int vectors = wide_vectors<T>(columns - u);
+        for (int v = 0; v < vectors; ++v) {
+            const int64_t column = u + v * kLanes;
+            pack_transposed(w + column * length, length, columns - column, length, packed + u * length + v * kLanes,
+                            vectors * kLanes);
+        }
+    }
+}
+
+// Rows `first` .. of the panels of the columns in `range` of B = w: w [rows, columns], the panels `length` rows high.
+template <class T>
+FASTRNN_NOINLINE void pack_wide(const T* w, int64_t rows, int64_t columns, int64_t first, int64_t length, T* packed,
+                                Range range) {
+    constexpr int64_t kLanes = Vec<T>::kLanes;
+    for (int64_t n = range.begin; n < range.end; n += kLanes * kWide) {
+        const int vectors = wide_vectors<T>(columns - n);
+        T* out = packed + n * length + first * vectors * kLanes;
+        for (int64_t k = 0; k < rows; ++k, out += vectors * kLanes) pack_row(w + k * columns + n, columns - n, vectors, out);
+    }
+}
+
+// The gates' weights of a forward pass: w [G*H, length]. A panel is one vector of units and all slots of a product, so that
+// the gates of the same units come out side by side; a product with a single slot takes kWide vectors of units instead.
+template <class T, class C>
+class GatePanels {
+    using V = Vec<T>;
+    static constexpr int64_t kLanes = V::kLanes;
+
+   public:
+    static constexpr int64_t kTile = kLanes * (C::kRecurrentCount == 1 || C::kResetBefore ? kWide : 1);
+    static constexpr Reduction along(int64_t length) { return {1, length, 0, 1}; }
+
+    GatePanels(int64_t hidden, bool unpacked)
+        : hidden_(hidden), hidden_padded_(padded_units(hidden)), unpacked_(unpacked) {}
+
+    // slots begin .. begin + count of the units in a range
+    void pack(const T* w, int64_t length, int begin, int count, T* packed, Range units) const {
+        if (unpacked_) return;
+        if (count == 1) {
+            return pack_wide_transposed(w + C::gate_of_slot(begin) * hidden_ * length, length, hidden_, packed, units);
+        }
+        for (int64_t u = units.begin; u < units.end; u += kLanes) {
+            T* panel = packed + u * length * count;
+            for (int i = 0; i < count; ++i) {
+                const T* rows = w + (C::gate_of_slot(begin + i) * hidden_ + u) * length;
+                pack_transposed(rows, length, hidden_ - u, length, panel + i * kLanes, count * kLanes);
+            }
+        }
+    }
+
+    // out[r] slots begin .. begin + count, units u .. u + kTile, (+)= a[r] w^T
+    void multiply(const T* const* a, int64_t rows, int64_t length, const T* w, const T* packed, int begin, int count,
+                       int64_t u, T* const* out, Init init, const T* bias) const {
+        if (unpacked_) return multiply_unpacked_tile(a, rows, length, w, begin, count, u, out, init, bias);
+        T* c[kRowBlock];
+        if (count == 1) {
+            for (int64_t r = 0; r < rows; ++r) c[r] = out[r] + begin * hidden_padded_ + u;
+            return multiply_panel(wide_vectors<T>(hidden_ - u), a, rows, along(length), packed + u * length, c, kLanes, init,
+                                  bias + begin * hidden_padded_ + u);
+        }
+        for (int64_t v = u; v < u + kTile && v < hidden_; v += kLanes) {
+            for (int64_t r = 0; r < rows; ++r) c[r] = out[r] + begin * hidden_padded_ + v;
+            multiply_panel(count, a, rows, along(length), packed + v * length * count, c, hidden_padded_, init,
+                           bias + begin * hidden_padded_ + v);
+        }
+    }
+
+   private:
+    void multiply_unpacked_tile(const T* const* a, int64_t rows, int64_t length, const T* w, int begin, int count,
+                                int64_t u, T* const* out, Init init, const T* bias) const {
+        for (int64_t v = u; v < u + kTile && v < hidden_; v += kLanes) {
+            for (int slot = begin; slot < begin + count; ++slot) {
+                const T* w_rows = w + (C::gate_of_slot(slot) * hidden_ + v) * length;
+                for (int64_t r = 0; r < rows; ++r) {
+                    T* c = out[r] + slot * hidden_padded_ + v;
+                    const T* start = init == Init::bias ? bias + slot * hidden_padded_ + v : c;
+                    (V::load(start) + multiply_unpacked(a[r], w_rows, length, hidden_ - v, length)).store(c);
+                }
+            }
+        }
+    }
+
+    const int64_t hidden_, hidden_padded_;
+    const bool unpacked_;
+};
+
+}  // namespace
+}  // namespace fastrnn

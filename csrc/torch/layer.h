@@ -1,0 +1,199 @@
+// What every op's arguments have in common, checked and brought to the kernels' form.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "checks.h"
+#include "fastrnn/kernels.h"
+
+namespace fastrnn {
+namespace {
+
+using MaybeTensor = std::optional<Tensor>;
+
+Activation parse_activation(const std::string& name) {
+    if (name == "tanh") return Activation::tanh;
+    if (name == "softsign") return Activation::softsign;
+    if (name == "relu") return Activation::relu;
+    if (name == "hardtanh") return Activation::hardtanh;
+    STD_TORCH_CHECK(false, "fastrnn: unknown activation '", name, "'; one of tanh, softsign, relu, hardtanh");
+}
+
+Cell parse_nonlinearity(const std::string& name) {
+    if (name == "tanh") return Cell::rnn_tanh;
+    if (name == "relu") return Cell::rnn_relu;
+    STD_TORCH_CHECK(false, "fastrnn: unknown nonlinearity '", name, "'; one of tanh, relu");
+}
+
+Tensor empty(std::initializer_list<int64_t> sizes, int32_t dtype) {
+    int64_t strides[4], stride = 1;
+    for (size_t i = sizes.size(); i-- > 0;) {
+        strides[i] = stride;
+        stride *= sizes.begin()[i] > 0 ? sizes.begin()[i] : 1;
+    }
+    AtenTensorHandle handle;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides, dtype,
+                                                    aoti_torch_device_type_cpu(), 0, &handle));
+    return Tensor(handle);
+}
+
+struct Layer {
+    Cell cell;
+    Activation activation;
+    ScalarType stored, computed;
+    bool widened;        // stored is a half-precision type
+    int32_t dtype_code;  // of computed
+    Shape shape{};
+    bool batch_first, packed;
+    int64_t recurrent;
+    Tensor x;
+    MaybeTensor h0, c0, batch_sizes;
+    std::vector<Tensor> weights;
+    int weights_per_direction;
+    bool has_biases;
+
+    Layer(Cell cell_, Activation activation_, Tensor x_, MaybeTensor h0_, MaybeTensor c0_, std::vector<Tensor> weights_,
+          MaybeTensor batch_sizes_, bool has_biases_, bool batch_first_, bool bidirectional)
+        : cell(cell_),
+          activation(activation_),
+          stored(x_.scalar_type()),
+          computed(stored == ScalarType::Double ? ScalarType::Double : ScalarType::Float),
+          widened(stored == ScalarType::Half || stored == ScalarType::BFloat16),
+          dtype_code(stored == ScalarType::Double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32()),
+          batch_first(batch_first_ && !batch_sizes_),
+          packed(batch_sizes_.has_value()),
+          x(std::move(x_)),
+          h0(std::move(h0_)),
+          c0(std::move(c0_)),
+          batch_sizes(std::move(batch_sizes_)),
+          weights(std::move(weights_)),
+          has_biases(has_biases_) {
+        STD_TORCH_CHECK(stored == ScalarType::Float || stored == ScalarType::Double || widened,
+                        "fastrnn: x must be float32, float64, bfloat16 or float16");
+        shape.directions = bidirectional ? 2 : 1;
+        read_sizes();
+        read_weights();
+        if (h0) prepare_state("h0", *h0, recurrent);
+        if (c0) prepare_state("c0", *c0, shape.hidden);
+        x = with_unit_stride(widen(x));
+    }
+
+    void read_sizes() {
+        const int64_t dim = packed ? 2 : 3;
+        STD_TORCH_CHECK(x.dim() == dim, "fastrnn: x must have ", dim, " dimensions, got ", x.dim());
+        shape.input = x.size(dim - 1);
+        if (packed) {
+            STD_TORCH_CHECK(batch_sizes->dim() == 1 && batch_sizes->scalar_type() == ScalarType::Long &&
+                                batch_sizes->is_cpu(),
+                            "fastrnn: batch_sizes must be an int64 CPU tensor of one dimension");
+            batch_sizes = torch::stable::contiguous(*batch_sizes);
+            shape.batch_sizes = static_cast<const int64_t*>(batch_sizes->data_ptr());
+            shape.time = batch_sizes->numel();
+            shape.rows = x.size(0);
+            int64_t rows = 0, previous = shape.time ? shape.batch_sizes[0] : 0;
+            shape.batch = previous;
+            for (int64_t t = 0; t < shape.time; ++t) {
+                STD_TORCH_CHECK(shape.batch_sizes[t] > 0 && shape.batch_sizes[t] <= previous,
+                                "fastrnn: batch_sizes must be positive and never rise");
+                rows += previous = shape.batch_sizes[t];
+            }
+            STD_TORCH_CHECK(rows == shape.rows, "fastrnn: batch_sizes add up to ", rows, " rows, but x has ", shape.rows);
+            STD_TORCH_CHECK(h0.has_value(), "fastrnn: packed input needs h0");
+        } else {
+            shape.time = x.size(batch_first ? 1 : 0);
+            shape.batch = x.size(batch_first ? 0 : 1);
+            shape.rows = shape.time * shape.batch;
+        }
+        STD_TORCH_CHECK(shape.time > 0, "Expected sequence length to be larger than 0 in RNN");
+    }
+
+    void read_weights() {
+        const int base = has_biases ? 4 : 2;
+        weights_per_direction = static_cast<int>(weights.size()) / shape.directions;
+        const bool projected = cell == Cell::lstm && weights_per_direction == base + 1;
+        STD_TORCH_CHECK(weights.size() == static_cast<size_t>(shape.directions * (base + (projected ? 1 : 0))),
+                        "fastrnn: ", shape.directions, " direction(s) take ", base, " weights each, got ", weights.size());
+        STD_TORCH_CHECK(weights[1].dim() == 2, "fastrnn: w_hh must have 2 dimensions");
+        const int64_t gates = gate_count(cell);
+        shape.hidden = weights[1].size(0) / gates;
+        shape.projection = projected ? weights[1].size(1) : 0;
+        recurrent = projected ? shape.projection : shape.hidden;
+        for (int d = 0; d < shape.directions; ++d) {
+            Tensor* w = &weights[static_cast<size_t>(d * weights_per_direction)];
+            check_shape("w_ih", w[0], {gates * shape.hidden, shape.input});
+            check_shape("w_hh", w[1], {gates * shape.hidden, recurrent});
+            if (has_biases) {
+                check_shape("b_ih", w[2], {gates * shape.hidden});
+                check_shape("b_hh", w[3], {gates * shape.hidden});
+            }
+            if (projected) check_shape("w_hr", w[base], {shape.projection, shape.hidden});
+        }
+        for (Tensor& w : weights) {
+            check_dtype("every weight", w, x);
+            w = dense(w);
+        }
+    }
+
+    void prepare_state(const char* name, Tensor& state, int64_t width) {
+        check_shape(name, state, {shape.directions, shape.batch, width});
+        check_dtype(name, state, x);
+        state = dense(state);
+    }
+
+    Tensor widen(const Tensor& t) const { return widened ? torch::stable::to(t, ScalarType::Float) : t; }
+    Tensor narrow(const Tensor& t) const { return widened ? torch::stable::to(t, stored) : t; }
+    Tensor dense(const Tensor& t) const {
+        const Tensor wide = widen(t);
+        return wide.is_contiguous() ? wide : torch::stable::contiguous(wide);
+    }
+    // sequences may have any strides but along their features
+    static Tensor with_unit_stride(const Tensor& t) {
+        const int64_t last = t.dim() - 1;
+        return t.stride(last) == 1 || t.size(last) == 1 ? t : torch::stable::contiguous(t);
+    }
+
+    Tensor empty_sequence(int64_t features) const {
+        if (packed) return empty({shape.rows, features}, dtype_code);
+        return batch_first ? empty({shape.batch, shape.time, features}, dtype_code)
+                           : empty({shape.time, shape.batch, features}, dtype_code);
+    }
+    Tensor empty_state(int64_t width) const { return empty({shape.directions, shape.batch, width}, dtype_code); }
+    Tensor nothing() const { return empty({0}, dtype_code); }
+
+    struct Strides {
+        int64_t time, batch;
+    };
+    Strides strides_of(const Tensor& sequence) const {
+        if (packed) return {0, sequence.stride(0)};
+        return {sequence.stride(batch_first ? 1 : 0), sequence.stride(batch_first ? 0 : 1)};
+    }
+
+    // the members that ForwardParams and BackwardParams share
+    template <class Params>
+    void fill(Params& p) const {
+        p.dtype = computed == ScalarType::Double ? DType::float64 : DType::float32;
+        p.cell = cell;
+        p.activation = activation;
+        p.shape = shape;
+        for (int d = 0; d < shape.directions; ++d) {
+            const Tensor* w = &weights[static_cast<size_t>(d * weights_per_direction)];
+            p.weights[d] = {w[0].data_ptr(), w[1].data_ptr(), has_biases ? w[2].data_ptr() : nullptr,
+                            has_biases ? w[3].data_ptr() : nullptr,
+                            shape.projection ? w[weights_per_direction - 1].data_ptr() : nullptr};
+        }
+        const Strides x_strides = strides_of(x);
+        p.x = x.data_ptr();
+        p.x_stride_time = x_strides.time;
+        p.x_stride_batch = x_strides.batch;
+        p.h0 = h0 ? h0->data_ptr() : nullptr;
+        p.c0 = c0 ? c0->data_ptr() : nullptr;
+        p.threads = static_cast<int>(torch::stable::get_num_threads());
+    }
+};
+
+}  // namespace
+}  // namespace fastrnn
