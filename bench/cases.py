@@ -1,0 +1,135 @@
+"""The registry of bench cases: which layers, which sizes, which ways to run them.
+
+A case is named by its sizes, for example `lstm-T100-B1-I128-H128` or `gru-T35-B20-I650-H650-L2-bi`; such a
+name is also accepted wherever cases are chosen, so that a size outside the registry can be timed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+CELLS = tuple(GATES)
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A way to run a layer, and what is timed."""
+
+    name: str
+    about: str
+    training: bool = False
+    ragged: bool = False
+    stream: bool = False
+
+
+MODES = {
+    mode.name: mode
+    for mode in (
+        Mode("infer", "forward without gradients, the initial state left out"),
+        Mode(
+            "train", "forward and backward: gradients of input, initial state and every weight", training=True
+        ),
+        Mode("packed", "forward over random lengths of mean T/2", ragged=True),
+        Mode(
+            "packed-train", "forward and backward over random lengths of mean T/2", training=True, ragged=True
+        ),
+        Mode("stream", "one time step a call, the state carried from call to call", stream=True),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer stack and one input size. T, B, I, H, L are the letters of the id."""
+
+    cell: str
+    time: int
+    batch: int
+    input: int
+    hidden: int
+    layers: int = 1
+    bidirectional: bool = False
+
+    @property
+    def id(self) -> str:
+        name = f"{self.cell}-T{self.time}-B{self.batch}-I{self.input}-H{self.hidden}"
+        if self.layers > 1:
+            name += f"-L{self.layers}"
+        return name + "-bi" if self.bidirectional else name
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def gates(self) -> int:
+        return GATES[self.cell]
+
+    def layer_inputs(self) -> list[int]:
+        """Input features of every layer."""
+        return [self.input] + [self.directions * self.hidden] * (self.layers - 1)
+
+    def suits(self, mode: Mode) -> bool:
+        """Whether the mode says anything about this case: there is nothing to pack in a batch of one."""
+        if mode.stream:
+            return self.time == 1 and self.layers == 1 and not self.bidirectional
+        if mode.ragged:
+            return self.time > 1 and self.batch > 1
+        return not mode.training or self.time > 1
+
+    @classmethod
+    def parse(cls, name: str) -> Case | None:
+        """The case of that id, or None where `name` is not a whole id."""
+        match = _ID.fullmatch(name)
+        if match is None:
+            return None
+        time, batch, inputs, hidden, layers = (int(match[key] or 1) for key in "TBIHL")
+        if min(time, batch, inputs, hidden, layers) < 1:
+            return None
+        return cls(match["cell"], time, batch, inputs, hidden, layers, match["bi"] is not None)
+
+
+_ID = re.compile(
+    rf"(?P<cell>{'|'.join(CELLS)})-T(?P<T>\d+)-B(?P<B>\d+)-I(?P<I>\d+)-H(?P<H>\d+)(-L(?P<L>\d+))?(?P<bi>-bi)?"
+)
+
+_SHAPES = """
+T1-B1-I64-H64 T1-B1-I128-H128 T1-B1-I256-H256
+T100-B1-I128-H128 T300-B1-I384-H384 T100-B1-I512-H512 T100-B1-I1024-H1024
+T50-B16-I256-H256 T100-B32-I256-H256 T100-B64-I512-H512 T50-B128-I1024-H1024 T1000-B8-I128-H128
+T784-B100-I1-H100 T28-B128-I28-H128 T35-B20-I650-H650-L2 T128-B128-I64-H512 T200-B1-I40-H256-L2-bi
+T50-B8-I33-H33 T50-B8-I130-H130 T50-B8-I200-H200
+T50-B1-I500-H500 T50-B64-I500-H500 T50-B1-I1760-H1760 T50-B32-I1760-H1760
+"""
+# By line: one step, where the call itself is the cost; one sequence, where weights are read every step;
+# batches; known tasks (images by pixel and by row, a word model, a narrow input); sizes that fill no vector;
+# the shapes of oneDNN's benchdnn (inputs/rnn/shapes_inference and shapes_training).
+
+
+def _registry() -> tuple[Case, ...]:
+    cases = [Case.parse(f"{cell}-{shape}") for cell in CELLS for shape in _SHAPES.split()]
+    return tuple(case for case in cases if case is not None)
+
+
+REGISTRY = _registry()
+
+
+def choose(cells: Iterable[str], mode: Mode, filters: Iterable[str]) -> list[Case]:
+    """The registered cases of these cells that suit the mode and hold any of the filters as a substring.
+
+    A filter that is a whole id stands for exactly that case, registered or not.
+    """
+    cells, filters = tuple(cells), tuple(filters)
+    named = [case for text in filters if (case := Case.parse(text)) is not None]
+    substrings = [text for text in filters if Case.parse(text) is None]
+    chosen = [
+        case
+        for case in REGISTRY
+        if case.cell in cells
+        and (not filters or case in named or any(text in case.id for text in substrings))
+    ]
+    chosen += [case for case in named if case not in chosen]
+    return [case for case in chosen if case.suits(mode)]

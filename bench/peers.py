@@ -1,0 +1,152 @@
+"""The registry of ways to run a recurrent layer, and those among them that are torch modules."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.problem import TORCH_MODULES, Problem, make_module, outputs_of, torch_step
+
+Outputs = dict[str, np.ndarray]
+
+
+class Unsupported(Exception):
+    """A peer cannot run a case; the message says why."""
+
+
+@dataclass
+class Runner:
+    """A case made ready: `outputs(call())` are the case's outputs by name; only `call` is timed."""
+
+    call: Callable[[], Any]
+    outputs: Callable[[Any], Outputs]
+    context: Callable[[], AbstractContextManager[object]] = nullcontext
+    skip: tuple[str, ...] = ()  # outputs that this peer, by its nature, has different
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a peer needs to know besides the case."""
+
+    threads: int
+    unroll: int = 1
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One way to run a recurrent layer."""
+
+    name: str
+    about: str
+    packages: tuple[str, ...]  # distributions; the first one's version is the peer's
+    build: Callable[[Problem, Settings], Runner]
+
+    def missing(self) -> list[str]:
+        return [name for name in self.packages if importlib.util.find_spec(name) is None]
+
+    def version(self) -> str:
+        try:
+            return importlib.metadata.version(self.packages[0])
+        except importlib.metadata.PackageNotFoundError:
+            return "not installed as a package"
+
+    def install_line(self) -> str:
+        return "pip install " + ("." if self.name.startswith("fastrnn") else " ".join(self.missing()))
+
+
+def torch_context(problem: Problem) -> Callable[[], AbstractContextManager[object]]:
+    return torch.enable_grad if problem.mode.training else torch.inference_mode
+
+
+def _torch_runner(module: torch.nn.Module, problem: Problem) -> Runner:
+    return Runner(
+        torch_step(module, problem), lambda result: outputs_of(result, problem), torch_context(problem)
+    )
+
+
+def _build_fastrnn(problem: Problem, _: Settings) -> Runner:
+    return _torch_runner(_fastrnn_module(problem), problem)
+
+
+def _fastrnn_module(problem: Problem) -> torch.nn.RNNBase:
+    fastrnn = importlib.import_module("fastrnn")
+    return make_module(getattr(fastrnn, problem.case.cell.upper()), problem)
+
+
+def _build_fastrnn_padded(problem: Problem, _: Settings) -> Runner:
+    if not problem.mode.ragged:
+        raise Unsupported("the same as fastrnn where every sequence has the same length")
+    if problem.case.bidirectional:
+        raise Unsupported("without packing the reverse direction would begin in the padding")
+    runner = _torch_runner(_fastrnn_module(problem), problem)
+    runner.call = torch_step(_fastrnn_module(problem), problem, padded=True)
+    runner.skip = ("h_n", "c_n")
+    runner.note = "the padded batch, unpacked"
+    return runner
+
+
+def _build_torch(problem: Problem, _: Settings) -> Runner:
+    return _torch_runner(make_module(TORCH_MODULES[problem.case.cell], problem), problem)
+
+
+def _build_compiled(problem: Problem, settings: Settings) -> Runner:
+    """Dynamo runs RNN modules eagerly unless `allow_rnn`, which unrolls time and compiles for seconds a step."""
+    case = problem.case
+    steps = case.time * case.layers * case.directions
+    unrolled = steps <= settings.unroll and not problem.mode.ragged
+    # workers would go on using the cores that the next measurement needs
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    torch.compiler.reset()
+    module = make_module(TORCH_MODULES[case.cell], problem)
+    with torch._dynamo.config.patch(allow_rnn=unrolled):
+        compiled = torch.compile(module)
+        assert isinstance(compiled, torch.nn.Module)
+        runner = _torch_runner(compiled, problem)
+        with runner.context():
+            runner.call()
+    runner.note = "time unrolled" if unrolled else "RNN modules run eagerly under torch.compile"
+    return runner
+
+
+def _build_onnxruntime(problem: Problem, settings: Settings) -> Runner:
+    return importlib.import_module("bench.peers_onnx").build_onnxruntime(problem, settings)
+
+
+def _build_openvino(problem: Problem, settings: Settings) -> Runner:
+    return importlib.import_module("bench.peers_onnx").build_openvino(problem, settings)
+
+
+def _build_jax(problem: Problem, settings: Settings) -> Runner:
+    return importlib.import_module("bench.peers_jax").build_jax(problem, settings)
+
+
+SUBJECT = "fastrnn"
+BASELINE = "torch"
+
+PEERS = {
+    peer.name: peer
+    for peer in (
+        Peer("fastrnn", "fastrnn's modules", ("fastrnn",), _build_fastrnn),
+        Peer(
+            "fastrnn-padded",
+            "packed modes: fastrnn over the padded batch",
+            ("fastrnn",),
+            _build_fastrnn_padded,
+        ),
+        Peer("torch", "torch.nn, eager", ("torch",), _build_torch),
+        Peer("compile", "torch.nn under torch.compile", ("torch",), _build_compiled),
+        Peer("onnxruntime", "the layer as an ONNX graph", ("onnxruntime", "onnx"), _build_onnxruntime),
+        Peer("openvino", "the same ONNX graph", ("openvino", "onnx"), _build_openvino),
+        Peer("jax", "lax.scan under jit", ("jax",), _build_jax),
+    )
+}

@@ -1,0 +1,85 @@
+"""Timing in turns: one block of peer A, one of B, one of C, then A again, so that drift hits all alike."""
+
+from __future__ import annotations
+
+import gc
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.peers import Runner
+
+_SAMPLE_SECONDS = 1e-4  # shorter calls are timed several at once
+_SETTLE_SECONDS = 0.01  # thread pools spin for a while after their last work, on the next peer's cores
+
+
+@dataclass(frozen=True)
+class Effort:
+    """rounds: blocks of each peer; block_seconds: the length of a block, which holds at least one call."""
+
+    rounds: int
+    block_seconds: float
+
+
+@dataclass
+class Timing:
+    """Seconds a run over all samples, and the median of each block; error as from Problem.check."""
+
+    median: float
+    q1: float
+    q3: float
+    blocks: list[float]
+    error: float
+    note: str = ""
+
+
+def time_in_turns(runners: dict[str, Runner], effort: Effort) -> dict[str, list[list[float]]]:
+    """Of each peer, of each block, the samples: seconds a call."""
+    plans = {name: _plan(runner, effort) for name, runner in runners.items()}
+    samples: dict[str, list[list[float]]] = {name: [] for name in runners}
+    for _ in range(effort.rounds):
+        for name, runner in runners.items():
+            samples[name].append(_block(runner, *plans[name]))
+    return samples
+
+
+def _plan(runner: Runner, effort: Effort) -> tuple[int, int]:
+    """Warms the runner up; returns calls a sample and samples a block."""
+    seconds = float("inf")
+    with runner.context():
+        stop = time.perf_counter() + effort.block_seconds / 2
+        for _ in range(3):
+            seconds = min(seconds, _timed(runner, 1))
+        while time.perf_counter() < stop:
+            seconds = min(seconds, _timed(runner, 1))
+    inner = max(1, round(_SAMPLE_SECONDS / seconds))
+    return inner, max(1, round(effort.block_seconds / (inner * seconds)))
+
+
+def _timed(runner: Runner, calls: int) -> float:
+    call = runner.call
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter() - start) / calls
+
+
+def _block(runner: Runner, inner: int, count: int) -> list[float]:
+    time.sleep(_SETTLE_SECONDS)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with runner.context():
+            _timed(runner, 1)
+            return [_timed(runner, inner) for _ in range(count)]
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def summarise(blocks: list[list[float]], repeats: int, error: float, note: str) -> Timing:
+    """repeats: runs of the case in one call."""
+    everything = np.concatenate([np.asarray(block) for block in blocks]) / repeats
+    q1, median, q3 = (float(value) for value in np.percentile(everything, (25, 50, 75)))
+    return Timing(median, q1, q3, [float(np.median(block)) / repeats for block in blocks], error, note)

@@ -1,0 +1,36 @@
+# _C.abi3.so: the ops, against LibTorch's stable ABI and Python's limited API. One file serves every torch from 2.11 on
+# and every Python from 3.10 on, so nothing here may depend on the versions that it happens to be built with.
+
+if(NOT EXISTS "${FASTRNN_TORCH_DIR}/include/torch/csrc/stable/library.h")
+    message(FATAL_ERROR "FASTRNN_TORCH needs FASTRNN_TORCH_DIR, the folder of a torch package from 2.11 on; "
+        "it is '${FASTRNN_TORCH_DIR}'")
+endif()
+find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
+
+file(GLOB torch_sources CONFIGURE_DEPENDS csrc/torch/*.cpp)
+if(NOT FASTRNN_HAS_CUDA)
+    list(FILTER torch_sources EXCLUDE REGEX "_cuda\\.cpp$")
+endif()
+
+add_library(_C MODULE ${torch_sources})
+target_compile_definitions(_C PRIVATE
+    Py_LIMITED_API=0x030A0000
+    TORCH_TARGET_VERSION=0x020b000000000000
+    $<$<BOOL:${FASTRNN_HAS_CUDA}>:FASTRNN_WITH_CUDA>)
+target_include_directories(_C SYSTEM PRIVATE "${FASTRNN_TORCH_DIR}/include" ${Python_INCLUDE_DIRS})
+target_link_libraries(_C PRIVATE fastrnn_options fastrnn_kernels OpenMP::OpenMP_CXX)
+if(FASTRNN_HAS_CUDA)
+    target_link_libraries(_C PRIVATE fastrnn_cuda_kernels)
+endif()
+
+# Python has loaded torch's libraries when it loads this one: their names are recorded, never their folder.
+target_link_libraries(_C PRIVATE "${FASTRNN_TORCH_DIR}/lib/libtorch_cpu.so")
+target_link_options(_C PRIVATE
+    -Wl,--as-needed -Wl,--exclude-libs,ALL
+    "-Wl,--version-script=${PROJECT_SOURCE_DIR}/cmake/exports.map")
+set_target_properties(_C PROPERTIES
+    PREFIX "" SUFFIX ".abi3.so"
+    SKIP_BUILD_RPATH ON
+    LINK_DEPENDS "${PROJECT_SOURCE_DIR}/cmake/exports.map")
+
+install(TARGETS _C COMPONENT python LIBRARY DESTINATION .)

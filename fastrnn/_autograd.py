@@ -1,0 +1,148 @@
+"""Differentiation of one layer: the ops where a first derivative is enough, the reference beyond it."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function, forward_ad
+
+from fastrnn import _ops, reference
+from fastrnn._ops import STATES, Options, State
+
+_REFERENCE: dict[str, Callable[..., tuple[Tensor, ...]]] = {
+    "lstm": reference.lstm_layer,
+    "gru": reference.gru_layer,
+    "rnn": reference.rnn_layer,
+}
+
+
+def layer(
+    cell: str,
+    x: Tensor,
+    states: Sequence[State],
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    options: Options,
+) -> tuple[Tensor, ...]:
+    """One layer: shapes as in :mod:`fastrnn._ops` -> (y, *final_states)."""
+    if forward_ad._current_level >= 0:
+        return reference_layer(cell, x, states, weights, batch_sizes, options)
+    if torch.is_grad_enabled() and _requires_grad(x, *states, *weights):
+        outputs: tuple[Tensor, ...] = _Layer.apply(cell, options, batch_sizes, x, *states, *weights)
+        return outputs[:-1]
+    return _ops.forward(cell, x, states, weights, batch_sizes, options, False)[:-1]
+
+
+def reference_layer(
+    cell: str,
+    x: Tensor,
+    states: Sequence[State],
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    options: Options,
+) -> tuple[Tensor, ...]:
+    """:func:`layer` by the reference alone."""
+    return _REFERENCE[cell](x, *states, weights, batch_sizes, *options)
+
+
+def _requires_grad(*tensors: Tensor | None) -> bool:
+    for tensor in tensors:
+        if tensor is not None and tensor.requires_grad:
+            return True
+    return False
+
+
+class _Layer(Function):
+    """(cell, options, batch_sizes, x, *states, *weights) -> (y, *final_states, reserve)"""
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+        cell, options, batch_sizes, x, *rest = inputs
+        count = STATES[cell]
+        return _ops.forward(cell, x, rest[:count], rest[count:], batch_sizes, options, True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.cell, ctx.options, *tensors = inputs
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(output[-1])
+        ctx.save_for_backward(output[0], output[-1], *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *d_outputs: Tensor | None) -> tuple[Any, ...]:
+        y, reserve, batch_sizes, x, *rest = ctx.saved_tensors
+        count = STATES[ctx.cell]
+        _, _, _, needs_x, *wanted = ctx.needs_input_grad
+        needs = needs_x, any(wanted[:count]), any(wanted[count:])
+        # y is detached, for its dependence on x and the weights is part of the second derivative below
+        arguments = (ctx.cell, ctx.options, needs, batch_sizes, y.detach(), reserve, *d_outputs[:-1], x, *rest)
+        gradients = (_LayerBackward.apply if torch.is_grad_enabled() else _gradients)(*arguments)
+        kept = (g if needed else None for g, needed in zip(gradients, (needs_x, *wanted), strict=True))
+        return None, None, None, *kept
+
+
+def _gradients(*inputs: Any) -> tuple[Tensor, ...]:
+    cell, options, needs, batch_sizes, y, reserve, *rest = inputs
+    count = STATES[cell]
+    d_outputs, x, states = rest[: count + 1], rest[count + 1], rest[count + 2 : 2 * count + 2]
+    weights = rest[2 * count + 2 :]
+    return _ops.backward(cell, d_outputs, x, states, weights, batch_sizes, y, reserve, options, needs)
+
+
+class _LayerBackward(Function):
+    """(cell, options, needs, batch_sizes, y, reserve, *d_outputs, x, *states, *weights)
+    -> (d_x, *d_states, *d_weights)"""
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+        return _gradients(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.cell, ctx.options, _, batch_sizes, _, _, *rest = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(batch_sizes, *rest)
+
+    @staticmethod
+    def backward(ctx: Any, *d_gradients: Tensor | None) -> tuple[Any, ...]:
+        batch_sizes, *rest = ctx.saved_tensors
+        count = STATES[ctx.cell]
+
+        def gradients(*tensors: Tensor) -> tuple[Tensor, ...]:
+            values = _spread(tensors, rest)
+            d_outputs, inputs = values[: count + 1], values[count + 1 :]
+
+            def outputs(*tensors: Tensor) -> tuple[Tensor, ...]:
+                x, *others = _spread(tensors, inputs)
+                states, weights = others[:count], others[count:]
+                found = reference_layer(ctx.cell, x, states, weights, batch_sizes, ctx.options)
+                return tuple(y for y, d in zip(found, d_outputs, strict=True) if d is not None)
+
+            _, pullback = torch.func.vjp(outputs, *_present(inputs))
+            found: tuple[Tensor, ...] = pullback(tuple(_present(d_outputs)))
+            return found
+
+        with torch.autocast(rest[count + 1].device.type, enabled=False):
+            first, pullback = torch.func.vjp(gradients, *_present(rest))
+            given = [d for d, t in zip(d_gradients, rest[count + 1 :], strict=True) if t is not None]
+            second = pullback(
+                tuple(torch.zeros_like(g) if d is None else d for d, g in zip(given, first, strict=True))
+            )
+        return None, None, None, None, None, None, *_spread(second, rest)
+
+
+def _present(tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def _spread(tensors: Sequence[Tensor], like: Sequence[Tensor | None]) -> list[Any]:
+    """tensors with None where like has None."""
+    found = iter(tensors)
+    return [None if tensor is None else next(found) for tensor in like]
+
+
+# Function.apply asks for the signature on every call; kept here it costs a tenth
+for _function in (_Layer, _LayerBackward):
+    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[attr-defined]

@@ -1,0 +1,166 @@
+"""Loads the compiled extension; typed access to its ops; their fake kernels.
+
+An op runs one layer, both directions in one call. The three cells share one order of arguments:
+
+- ``<cell>_forward(x, *states, weights, batch_sizes, *options, training) -> (y, *final_states, reserve)``
+- ``<cell>_backward(*d_outputs, x, *states, weights, batch_sizes, y, reserve, *options, needs_x, needs_state,
+  needs_weights) -> (d_x, *d_states, d_weights)``
+
+x is [T, B, I], [B, T, I] if batch_first, or [N, I] if batch_sizes [T] is given, with any strides; states are h0 [D, B, R]
+and, for an LSTM, c0 [D, B, H], None for zeros (packed input needs h0); weights are torch's flat list, by direction. y has
+x's layout with D*R features. reserve [D, N, S, H rounded up to 16] holds what backward needs, [0] without training.
+Gradients that are not needed come back with shape [0]. A gradient of an output may be None.
+"""
+
+import importlib
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    importlib.import_module("fastrnn._C")
+except ImportError as error:
+    raise ImportError(
+        f"fastrnn's compiled extension could not be loaded: {error}. Build it for this Python with `pip install .` "
+        "(or `pip install -e .`) in fastrnn's source tree, beside torch 2.11 or later. If fastrnn is installed, "
+        "do not start Python in its source tree, whose fastrnn/ folder would hide the installed one."
+    ) from error
+
+State = Tensor | None
+Options = tuple[bool | str, ...]  # has_biases, batch_first, bidirectional and those of the cell
+
+GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+STATES = {"lstm": 2, "gru": 1, "rnn": 1}
+_SAVED = {"lstm": 5, "gru": 4, "rnn": 0}  # S; a GRU that resets before the product keeps one value less
+_RESERVE_ALIGNMENT = 16
+
+_ops = torch.ops.fastrnn
+_FORWARD = {
+    "lstm": _ops.lstm_forward.default,
+    "gru": _ops.gru_forward.default,
+    "rnn": _ops.rnn_forward.default,
+}
+_BACKWARD = {
+    "lstm": _ops.lstm_backward.default,
+    "gru": _ops.gru_backward.default,
+    "rnn": _ops.rnn_backward.default,
+}
+_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+_DEVICES = frozenset({"cpu", "meta"}) | frozenset(
+    name
+    for name, key in (("cuda", torch._C.DispatchKey.CUDA),)
+    if all(op.has_kernel_for_dispatch_key(key) for op in (*_FORWARD.values(), *_BACKWARD.values()))
+)
+
+
+def has_kernels(x: Tensor) -> bool:
+    """Whether the ops run on x's device and dtype."""
+    return x.dtype in _DTYPES and x.device.type in _DEVICES
+
+
+def device_has_kernels(device: str) -> bool:
+    return device in _DEVICES
+
+
+def forward(
+    cell: str,
+    x: Tensor,
+    states: Sequence[State],
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    options: Options,
+    training: bool,
+) -> tuple[Tensor, ...]:
+    """(y, *final_states, reserve)"""
+    result: tuple[Tensor, ...] = _FORWARD[cell](x, *states, weights, batch_sizes, *options, training)
+    return result
+
+
+def backward(
+    cell: str,
+    d_outputs: Sequence[Tensor | None],
+    x: Tensor,
+    states: Sequence[State],
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    y: Tensor,
+    reserve: Tensor,
+    options: Options,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor, ...]:
+    """(d_x, *d_states, *d_weights); needs says which of x, the states and the weights to differentiate."""
+    *d_inputs, d_weights = _BACKWARD[cell](
+        *d_outputs, x, *states, weights, batch_sizes, y, reserve, *options, *needs
+    )
+    return *d_inputs, *d_weights
+
+
+def active_isa() -> str:
+    """The instruction set that the kernels run with."""
+    return str(_ops.active_isa())
+
+
+def compiled_isas() -> list[str]:
+    """The instruction sets in this build, best first."""
+    return str(_ops.compiled_isas()).split(",")
+
+
+def supported_isas() -> list[str]:
+    """Those of them that this CPU has, best first."""
+    return str(_ops.supported_isas()).split(",")
+
+
+def cuda_compiled() -> bool:
+    return bool(_ops.cuda_compiled())
+
+
+def _sizes(cell: str, x: Tensor, h0: State, weights: Sequence[Tensor], packed: bool, batch_first: bool) -> tuple[int, ...]:
+    """(B, R, H)"""
+    if packed:
+        if h0 is None:
+            raise RuntimeError("fastrnn: packed input needs h0")
+        batch = h0.shape[1]
+    else:
+        batch = x.shape[0 if batch_first else 1]
+    return batch, weights[1].shape[1], weights[1].shape[0] // GATES[cell]
+
+
+def _fake_forward(cell: str, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    count = STATES[cell]
+    weights, batch_sizes, _, batch_first, bidirectional, *options, training = arguments[count:]
+    packed = batch_sizes is not None
+    batch, recurrent, hidden = _sizes(cell, x, arguments[0], weights, packed, batch_first)
+    directions = 2 if bidirectional else 1
+    rows = x.shape[0] if packed else x.shape[0] * x.shape[1]
+    saved = _SAVED[cell] if options[0] is not False else _SAVED[cell] - 1
+    units = -(-hidden // _RESERVE_ALIGNMENT) * _RESERVE_ALIGNMENT
+    reserve = x.new_empty(
+        (directions, rows, saved, units) if training else (0,),
+        dtype=torch.float64 if x.dtype == torch.float64 else torch.float32,
+    )
+    y = x.new_empty((*x.shape[:-1], directions * recurrent))
+    finals = [x.new_empty((directions, batch, size)) for size in (recurrent, hidden)[:count]]
+    return y, *finals, reserve
+
+
+def _fake_backward(cell: str, *arguments: Any) -> tuple[Tensor | list[Tensor], ...]:
+    count = STATES[cell]
+    x, h0 = arguments[count + 1 : count + 3]
+    weights, batch_sizes, _, _, _, batch_first, bidirectional, *_ = arguments[2 * count + 2 :]
+    needs_x, needs_state, needs_weights = arguments[-3:]
+    batch, recurrent, hidden = _sizes(cell, x, h0, weights, batch_sizes is not None, batch_first)
+    directions = 2 if bidirectional else 1
+
+    def gradient(shape: Sequence[int], needed: bool) -> Tensor:
+        return x.new_empty(shape if needed else (0,))
+
+    d_states = [gradient((directions, batch, size), needs_state) for size in (recurrent, hidden)[:count]]
+    return gradient(x.shape, needs_x), *d_states, [gradient(w.shape, needs_weights) for w in weights]
+
+
+for _cell in GATES:
+    torch.library.register_fake(f"fastrnn::{_cell}_forward", partial(_fake_forward, _cell))
+    torch.library.register_fake(f"fastrnn::{_cell}_backward", partial(_fake_backward, _cell))

@@ -1,0 +1,238 @@
+"""Stacks of recurrent layers as functions of their weights.
+
+Letters: T time, B batch, N rows of a packed sequence, I input, H hidden, P projection, R = P or H, L layers,
+D directions. Weights are torch's flat list: for each layer and direction w_ih [G*H, I or D*R], w_hh [G*H, R], the biases
+b_ih and b_hh [G*H] if has_biases and, for a projected LSTM, w_hr [P, H]; G is 4 (LSTM), 3 (GRU) or 1 (RNN).
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import _VF, Tensor
+
+from fastrnn import _ops
+from fastrnn._autograd import layer, reference_layer
+
+__all__ = ["gru", "lstm", "rnn"]
+
+
+def lstm(
+    x: Tensor,
+    hx: Sequence[Tensor] | None,
+    weights: Sequence[Tensor],
+    *,
+    batch_sizes: Tensor | None = None,
+    has_biases: bool = True,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    activation: str = "tanh",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A stack of LSTM layers.
+
+    Args:
+        x: [T, B, I]; [B, T, I] if batch_first; [N, I], the data of a PackedSequence, if batch_sizes is given
+        hx: (h_0 [L*D, B, R], c_0 [L*D, B, H]), or None for zeros
+        weights: torch's flat list, see above; with w_hr the LSTM is projected
+        batch_sizes: of a PackedSequence, int64 [T] on the CPU; batch_first is then ignored
+        dropout: the probability with which, in training, an output of every layer but the last becomes zero
+        activation: "tanh", "softsign", "relu" or "hardtanh", for the candidate and for the output
+
+    Returns:
+        y with x's layout and D*R features, h_n [L*D, B, R], c_n [L*D, B, H]
+    """
+    stack = _Stack("lstm", has_biases, num_layers, dropout, training, bidirectional, batch_first, (activation,))
+    y, h_n, c_n = _run(stack, x, hx, weights, batch_sizes)
+    return y, h_n, c_n
+
+
+def gru(
+    x: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    batch_sizes: Tensor | None = None,
+    has_biases: bool = True,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    reset_after: bool = True,
+    activation: str = "tanh",
+) -> tuple[Tensor, Tensor]:
+    """A stack of GRU layers.
+
+    Args:
+        hx: h_0 [L*D, B, H], or None for zeros
+        reset_after: the reset gate acts on the recurrent product, as in torch.nn; False: on h before the product,
+            as in Cho et al. 2014, Keras's ``reset_after=False`` and ONNX's ``linear_before_reset=0``
+        activation: "tanh", "softsign", "relu" or "hardtanh", for the candidate
+
+    The other arguments are those of :func:`lstm`.
+
+    Returns:
+        y with x's layout and D*H features, h_n [L*D, B, H]
+    """
+    own = (reset_after, activation)
+    stack = _Stack("gru", has_biases, num_layers, dropout, training, bidirectional, batch_first, own)
+    y, h_n = _run(stack, x, None if hx is None else (hx,), weights, batch_sizes)
+    return y, h_n
+
+
+def rnn(
+    x: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    batch_sizes: Tensor | None = None,
+    has_biases: bool = True,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    nonlinearity: str = "tanh",
+) -> tuple[Tensor, Tensor]:
+    """A stack of Elman layers.
+
+    Args:
+        hx: h_0 [L*D, B, H], or None for zeros
+        nonlinearity: "tanh" or "relu"
+
+    The other arguments are those of :func:`lstm`.
+
+    Returns:
+        y with x's layout and D*H features, h_n [L*D, B, H]
+    """
+    stack = _Stack("rnn", has_biases, num_layers, dropout, training, bidirectional, batch_first, (nonlinearity,))
+    y, h_n = _run(stack, x, None if hx is None else (hx,), weights, batch_sizes)
+    return y, h_n
+
+
+def torch_has(cell: str, own: tuple[bool | str, ...]) -> bool:
+    """Whether torch.nn has the cell with these options."""
+    return cell == "rnn" or own in (("tanh",), (True, "tanh"))
+
+
+class _Stack(NamedTuple):
+    """All that describes a stack but its tensors; own are the options of the cell."""
+
+    cell: str
+    has_biases: bool
+    num_layers: int
+    dropout: float
+    training: bool
+    bidirectional: bool
+    batch_first: bool
+    own: tuple[bool | str, ...]
+
+
+_States = Sequence[Tensor | None] | None
+
+
+def _run(
+    stack: _Stack, x: Tensor, states: _States, weights: Sequence[Tensor], batch_sizes: Tensor | None
+) -> tuple[Tensor, ...]:
+    """(y, *final_states) from what serves x's device and dtype: the ops, else torch, else the reference."""
+    if not _ops.has_kernels(x):
+        if torch_has(stack.cell, stack.own):
+            return _run_torch(stack, x, states, weights, batch_sizes)
+        return _run_layers(reference_layer, stack, x, states, weights, batch_sizes)
+    if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
+        return _run_autocast(stack, x, states, weights, batch_sizes)
+    return _run_layers(layer, stack, x, states, weights, batch_sizes)
+
+
+def _run_layers(
+    layer: Callable[..., tuple[Tensor, ...]],
+    stack: _Stack,
+    x: Tensor,
+    states: _States,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+) -> tuple[Tensor, ...]:
+    cell, has_biases, num_layers, dropout, training, bidirectional, batch_first, own = stack
+    if states is None:
+        # an op makes its own zeros, unless it cannot know their number
+        states = [None] * _ops.STATES[cell] if batch_sizes is None else _zeros(stack, x, weights, batch_sizes)
+    if num_layers == 1:
+        return layer(cell, x, states, weights, batch_sizes, (has_biases, batch_first, bidirectional, *own))
+
+    # between layers time comes first: rows of a step lie together, and dropout draws in torch's order
+    batch_first = batch_first and batch_sizes is None
+    if batch_first:
+        x = x.transpose(0, 1)
+    directions, count = (2 if bidirectional else 1), len(weights) // num_layers
+    options = (has_biases, False, bidirectional, *own)
+    finals = []
+    for index in range(num_layers):
+        if index > 0 and training and dropout > 0:
+            x = torch.dropout(x, dropout, True)
+        if index == num_layers - 1 and batch_first:
+            x, options = x.transpose(0, 1), (has_biases, True, bidirectional, *own)
+        rows = slice(index * directions, (index + 1) * directions)
+        start = [None if s is None else s[rows] for s in states]
+        x, *final = layer(cell, x, start, weights[index * count : (index + 1) * count], batch_sizes, options)
+        finals.append(final)
+    return x, *(torch.cat(parts) for parts in zip(*finals, strict=True))
+
+
+def _run_torch(
+    stack: _Stack, x: Tensor, states: _States, weights: Sequence[Tensor], batch_sizes: Tensor | None
+) -> tuple[Tensor, ...]:
+    function = getattr(_VF, stack.cell if stack.cell != "rnn" else f"rnn_{stack.own[0]}")
+    if states is None:
+        states = _zeros(stack, x, weights, batch_sizes)
+    hx = tuple(states) if stack.cell == "lstm" else states[0]
+    _, has_biases, num_layers, dropout, training, bidirectional, batch_first, _ = stack
+    common = (list(weights), has_biases, num_layers, dropout, training, bidirectional)
+    arguments = (x, hx, *common, batch_first) if batch_sizes is None else (x, batch_sizes, hx, *common)
+    outputs: tuple[Tensor, ...]
+    if x.is_cuda and not torch.compiler.is_compiling():
+        with warnings.catch_warnings():  # cuDNN asks for weights in one chunk of memory
+            warnings.filterwarnings("ignore", message="RNN module weights are not part")
+            outputs = function(*arguments)
+    else:
+        outputs = function(*arguments)
+    return outputs
+
+
+def _run_autocast(
+    stack: _Stack, x: Tensor, states: _States, weights: Sequence[Tensor], batch_sizes: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Computes in the weights' dtype, which loses nothing, and gives every output the dtype that torch.nn gives it."""
+    low = torch.get_autocast_dtype(x.device.type)
+    state = x.dtype if states is None else states[-1].dtype
+    per_direction = len(weights) // stack.num_layers // (2 if stack.bidirectional else 1)
+    projected = per_direction % 2 == 1
+    if stack.cell == "gru" or (stack.cell == "lstm" and batch_sizes is not None and not projected):
+        sequence = last = state
+    else:
+        sequence, last = low, state if projected else low
+    dtype = torch.promote_types(x.dtype, weights[0].dtype)
+    y, *finals, final = _run_layers(
+        layer,
+        stack,
+        x.to(dtype),
+        None if states is None else [s.to(dtype) for s in states],
+        [w.to(dtype) for w in weights],
+        batch_sizes,
+    )
+    return y.to(sequence), *(f.to(sequence) for f in finals), final.to(last)
+
+
+def _zeros(
+    stack: _Stack, x: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None
+) -> tuple[Tensor, ...]:
+    if batch_sizes is None:
+        batch = x.shape[0 if stack.batch_first else 1]
+    else:
+        batch = int(batch_sizes[0])
+    rows = stack.num_layers * (2 if stack.bidirectional else 1)
+    sizes = weights[1].shape[1], weights[1].shape[0] // _ops.GATES[stack.cell]
+    return tuple(x.new_zeros(rows, batch, size) for size in sizes[: _ops.STATES[stack.cell]])

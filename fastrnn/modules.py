@@ -1,0 +1,371 @@
+"""LSTM, GRU, RNN and their cells with the contract of :mod:`torch.nn`: arguments, parameter names, results, errors.
+
+A call whose arguments fit goes to :mod:`fastrnn.functional`. Any other goes to torch.nn's own forward, so that what comes
+out of it is torch.nn's error, or torch.nn's result where it takes more than the kernels do.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from fastrnn import _ops, functional
+from fastrnn.reference import ACTIVATIONS
+
+__all__ = ["GRU", "GRUCell", "LSTM", "LSTMCell", "RNN", "RNNCell"]
+
+_AUTOCAST = frozenset({torch.float32, torch.bfloat16, torch.float16})
+
+
+def _fits(tensor: object, shape: tuple[int, ...], like: Tensor) -> bool:
+    """Whether it is a tensor of that shape, on like's device and of its dtype or one that autocast makes fit."""
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.shape == shape
+        and tensor.device == like.device
+        and (
+            tensor.dtype == like.dtype
+            or (tensor.dtype in _AUTOCAST and like.dtype in _AUTOCAST and torch.is_autocast_enabled(like.device.type))
+        )
+    )
+
+
+def _check_activation(activation: str) -> str:
+    if activation not in ACTIVATIONS:
+        known = ", ".join(f"'{name}'" for name in ACTIVATIONS)
+        raise ValueError(f"Unknown activation '{activation}'. Select from {known}.")
+    return activation
+
+
+def _check_no_projection(arguments: dict[str, Any]) -> None:
+    if "proj_size" in arguments:
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+
+
+class _Module(nn.Module):
+    """What layers and cells share: the options that torch.nn lacks, and the way to torch.nn's forward."""
+
+    # names of the options; the class's own values of them are those that make a module torch.nn's
+    own_options: ClassVar[tuple[str, ...]] = ()
+    _torch_forward: ClassVar[Callable[..., Any]]
+
+    def changed_options(self) -> dict[str, Any]:
+        """The options that make this module compute what torch.nn's does not."""
+        values = {name: getattr(self, name) for name in self.own_options}
+        return {name: value for name, value in values.items() if value != getattr(type(self), name)}
+
+    def extra_repr(self) -> str:
+        options = (f"{name}={value}" for name, value in self.changed_options().items())
+        return ", ".join([super().extra_repr(), *options])
+
+    def _states(self, hx: Any) -> Sequence[Tensor] | None:
+        """The states in hx, () if there is no hx, None if it is of the wrong kind."""
+        return () if hx is None else (hx,)
+
+    def _forward_by_torch(self, input: Any, hx: Any) -> Any:
+        result = self._torch_forward(self, input, hx)
+        if self.changed_options():
+            raise RuntimeError(
+                f"{self} takes input, hx and weights of one device and one dtype: "
+                "float32, float64, bfloat16 or float16"
+            )
+        return result
+
+
+def _pair(self: _Module, hx: Any) -> Sequence[Tensor] | None:
+    """The _states of an LSTM."""
+    if hx is None:
+        return ()
+    return hx if isinstance(hx, tuple | list) and len(hx) == 2 else None
+
+
+class _Layers(_Module, nn.RNNBase):
+    """LSTM, GRU and RNN. They are no torch.nn.LSTM, GRU or RNN, because torch.compile refuses those."""
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        if isinstance(input, PackedSequence):
+            x, batch_sizes, order, inverse = input
+        else:
+            x, batch_sizes, order, inverse = input, None, None, None
+        states, weights = self._states(hx), self._weights()
+        if states is None or not self._takes(x, batch_sizes, states, weights):
+            return self._forward_by_torch(input, hx)
+        if batch_sizes is not None:
+            if order is not None:
+                states = [s.index_select(1, order) for s in states]
+            y, *final = self._run(x, states, weights, batch_sizes)
+            if inverse is not None:
+                final = [s.index_select(1, inverse) for s in final]
+            y = PackedSequence(y, batch_sizes, order, inverse)
+        elif x.dim() == 2:
+            dim = 0 if self.batch_first else 1
+            y, *final = self._run(x.unsqueeze(dim), [s.unsqueeze(1) for s in states], weights, None)
+            y, final = y.squeeze(dim), [s.squeeze(1) for s in final]
+        else:
+            y, *final = self._run(x, states, weights, None)
+        return y, final[0] if len(final) == 1 else tuple(final)
+
+    def _weights(self) -> list[Tensor]:
+        """torch's flat list, read anew: weights may be replaced, parametrized or lent by functional_call."""
+        parameters: dict[str, Any] = self._parameters
+        try:
+            return [parameters[name] for name in self._flat_weights_names]
+        except KeyError:
+            return [getattr(self, name) for name in self._flat_weights_names]
+
+    def _takes(
+        self, x: Any, batch_sizes: Tensor | None, states: Sequence[Tensor], weights: list[Tensor]
+    ) -> bool:
+        if not isinstance(x, Tensor):
+            return False
+        shape = x.shape
+        if len(shape) == 3 and batch_sizes is None:
+            time, batch = (shape[1], shape[:1]) if self.batch_first else (shape[0], shape[1:2])
+        elif len(shape) == 2:
+            time, batch = shape[0], ()
+        else:
+            return False
+        if time == 0 or not _fits(x, (*shape[:-1], self.input_size), weights[0]):
+            return False
+        if states:
+            if batch_sizes is not None:
+                batch = (int(batch_sizes[0]),)
+            rows = self.num_layers * (2 if self.bidirectional else 1)
+            for state, size in zip(states, (self.proj_size or self.hidden_size, self.hidden_size), strict=False):
+                if not _fits(state, (rows, *batch, size), x):
+                    return False
+        return True
+
+    def _run(
+        self, x: Tensor, states: Sequence[Tensor], weights: list[Tensor], batch_sizes: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """(y, *final_states)"""
+        raise NotImplementedError
+
+    def flatten_parameters(self) -> None:
+        """Nothing to do: the kernels read the weights where they are. It is here for code that calls it."""
+        if not _ops.device_has_kernels("cuda"):  # cuDNN serves there
+            super().flatten_parameters()
+
+
+class LSTM(_Layers):
+    """A multi-layer LSTM: :class:`torch.nn.LSTM`, with its arguments, and an option more.
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype:
+            as in :class:`torch.nn.LSTM`
+        activation: "tanh", "softsign", "relu" or "hardtanh", for the candidate g and the output, h = o * act(c)
+
+    Shape:
+        - input: [T, B, I], [B, T, I] if batch_first, [T, I], or a PackedSequence
+        - hx: (h_0 [L*D, B, R], c_0 [L*D, B, H]), without B for input [T, I]; zeros if not given
+        - output: like input with D*R features, and (h_n, c_n) like hx; D = 2 if bidirectional else 1,
+          R = proj_size or H
+    """
+
+    own_options = ("activation",)
+    activation: str = "tanh"
+    _torch_forward = nn.LSTM.forward
+    _states = _pair
+    check_forward_args = nn.LSTM.check_forward_args
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    permute_hidden = nn.LSTM.permute_hidden
+
+    @overload
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str = "tanh",
+    ) -> None: ...
+    @overload
+    def __init__(self, *args: Any, activation: str = "tanh", **kwargs: Any) -> None: ...
+    def __init__(self, *args: Any, activation: str = "tanh", **kwargs: Any) -> None:
+        super().__init__("LSTM", *args, **kwargs)
+        self.activation = _check_activation(activation)
+
+    def _run(
+        self, x: Tensor, states: Sequence[Tensor], weights: list[Tensor], batch_sizes: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        return functional.lstm(
+            x,
+            states or None,
+            weights,
+            batch_sizes=batch_sizes,
+            has_biases=self.bias,
+            num_layers=self.num_layers,
+            dropout=self.dropout,
+            training=self.training,
+            bidirectional=self.bidirectional,
+            batch_first=self.batch_first,
+            activation=self.activation,
+        )
+
+
+class GRU(_Layers):
+    """A multi-layer GRU: :class:`torch.nn.GRU`, with its arguments, and two options more.
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype:
+            as in :class:`torch.nn.GRU`
+        reset_after: the reset gate acts on the recurrent product, as in torch.nn; False: on h before the product, as
+            in Cho et al. 2014, Keras's ``reset_after=False`` and ONNX's ``linear_before_reset=0``
+        activation: "tanh", "softsign", "relu" or "hardtanh", for the candidate n
+
+    Shape:
+        - input: [T, B, I], [B, T, I] if batch_first, [T, I], or a PackedSequence
+        - hx: h_0 [L*D, B, H], without B for input [T, I]; zeros if not given
+        - output: like input with D*H features, and h_n like hx; D = 2 if bidirectional else 1
+    """
+
+    own_options = ("reset_after", "activation")
+    reset_after: bool = True
+    activation: str = "tanh"
+    _torch_forward = nn.GRU.forward
+
+    @overload
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        reset_after: bool = True,
+        activation: str = "tanh",
+    ) -> None: ...
+    @overload
+    def __init__(
+        self, *args: Any, reset_after: bool = True, activation: str = "tanh", **kwargs: Any
+    ) -> None: ...
+    def __init__(
+        self, *args: Any, reset_after: bool = True, activation: str = "tanh", **kwargs: Any
+    ) -> None:
+        _check_no_projection(kwargs)
+        super().__init__("GRU", *args, **kwargs)
+        self.reset_after = reset_after
+        self.activation = _check_activation(activation)
+
+    def _run(
+        self, x: Tensor, states: Sequence[Tensor], weights: list[Tensor], batch_sizes: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        return functional.gru(
+            x,
+            states[0] if states else None,
+            weights,
+            batch_sizes=batch_sizes,
+            has_biases=self.bias,
+            num_layers=self.num_layers,
+            dropout=self.dropout,
+            training=self.training,
+            bidirectional=self.bidirectional,
+            batch_first=self.batch_first,
+            reset_after=self.reset_after,
+            activation=self.activation,
+        )
+
+
+class RNN(_Layers):
+    """A multi-layer Elman network: :class:`torch.nn.RNN`, with its arguments.
+
+    Args:
+        input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional, device, dtype:
+            as in :class:`torch.nn.RNN`
+
+    Shape:
+        - input: [T, B, I], [B, T, I] if batch_first, [T, I], or a PackedSequence
+        - hx: h_0 [L*D, B, H], without B for input [T, I]; zeros if not given
+        - output: like input with D*H features, and h_n like hx; D = 2 if bidirectional else 1
+    """
+
+    _torch_forward = nn.RNN.forward
+
+    @overload
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None: ...
+    @overload
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        _check_no_projection(kwargs)
+        if len(args) > 3:
+            self.nonlinearity = args[3]
+            args = args[:3] + args[4:]
+        else:
+            self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
+        super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
+
+    def _run(
+        self, x: Tensor, states: Sequence[Tensor], weights: list[Tensor], batch_sizes: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        return functional.rnn(
+            x,
+            states[0] if states else None,
+            weights,
+            batch_sizes=batch_sizes,
+            has_biases=self.bias,
+            num_layers=self.num_layers,
+            dropout=self.dropout,
+            training=self.training,
+            bidirectional=self.bidirectional,
+            batch_first=self.batch_first,
+            nonlinearity="tanh" if self.mode == "RNN_TANH" else "relu",
+        )
+
+
+class _Cell(_Module, nn.RNNCellBase):
+    """One step of one layer."""
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        states, weights = self._states(hx), self._weights()
+        if states is None or not self._takes(input, states, weights):
+            return self._forward_by_torch(input, hx)
+        unbatched = input.dim() == 1
+        if unbatched:
+            input, states = input.unsqueeze(0), [s.unsqueeze(0) for s in states]
+        final = self._run(input.unsqueeze(0), [s.unsqueeze(0) for s in states], weights)
+        final = tuple(s[0, 0] if unbatched else s[0] for s in final)
+        return final if len(final) > 1 else final[0]
+
+    def _weights(self) -> list[Tensor]:
+        ...
+
+    def _takes(self, x: Any, states: Sequence[Tensor], weights: list[Tensor]) -> bool:
+        if not isinstance(x, Tensor) or len(x.shape) not in (1, 2) or len(weights) not in (2, 4):
+            return False
+        *batch, _ = x.shape
+        if not _fits(x, (*batch, self.input_size), weights[0]):
+            return False
+        if not all(_fits(s, (*batch, self.hidden_size), x) for s in states):
+            return False
+        # torch.nn serves other devices and dtypes, and autocast, unless it lacks an option
+        known = _ops.has_kernels(x) and not torch.is_autocast_enabled(x.device.type)
+        return known or bool(self.changed_options())

@@ -1,0 +1,209 @@
+"""The specification: every cell and option as a plain PyTorch loop, differentiable any number of times.
+
+The ``*_step`` functions carry the formulas; the ``*_layer`` functions run them over a sequence and take what the ops of
+the same name take, without ``training``. Letters: T time, B batch, N rows of a packed sequence, I input, H hidden,
+P projection, R = P or H, D directions. Gates lie in torch's order, i f g o and r z n, along the first axis of a weight.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "softsign": F.softsign,
+    "relu": torch.relu,
+    "hardtanh": F.hardtanh,
+}
+
+Step = Callable[[Tensor, tuple[Tensor, ...], Sequence[Tensor | None]], tuple[Tensor, ...]]
+
+
+def lstm_step(
+    x: Tensor,
+    h: Tensor,
+    c: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    w_hr: Tensor | None = None,
+    activation: str = "tanh",
+) -> tuple[Tensor, Tensor]:
+    """One step of :class:`torch.nn.LSTM`; ``w_hr`` projects h (Sak et al. 2014, https://arxiv.org/abs/1402.1128).
+
+    x [B, I], h [B, R], c [B, H], w_ih [4*H, I], w_hh [4*H, R], b_ih and b_hh [4*H], w_hr [P, H] -> (h, c)
+    """
+    act = ACTIVATIONS[activation]
+    i, f, g, o = (F.linear(x, w_ih, b_ih) + F.linear(h, w_hh, b_hh)).chunk(4, -1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * act(g)
+    h = torch.sigmoid(o) * act(c)
+    return h if w_hr is None else F.linear(h, w_hr), c
+
+
+def gru_step(
+    x: Tensor,
+    h: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    reset_after: bool = True,
+    activation: str = "tanh",
+) -> Tensor:
+    """One step of a GRU: with ``reset_after`` that of :class:`torch.nn.GRU`, n = act(W x + b + r * (U h + d)),
+    without it the original n = act(W x + b + U (r * h) + d) (Cho et al. 2014, https://arxiv.org/abs/1406.1078).
+
+    x [B, I], h [B, H], w_ih [3*H, I], w_hh [3*H, H], b_ih and b_hh [3*H] -> h
+    """
+    act = ACTIVATIONS[activation]
+    x_r, x_z, x_n = F.linear(x, w_ih, b_ih).chunk(3, -1)
+    if reset_after:
+        h_r, h_z, h_n = F.linear(h, w_hh, b_hh).chunk(3, -1)
+        n = act(x_n + torch.sigmoid(x_r + h_r) * h_n)
+    else:
+        size = h.shape[-1]
+        w_rz, w_n = w_hh[: 2 * size], w_hh[2 * size :]
+        b_rz, b_n = (None, None) if b_hh is None else (b_hh[: 2 * size], b_hh[2 * size :])
+        h_r, h_z = F.linear(h, w_rz, b_rz).chunk(2, -1)
+        n = act(x_n + F.linear(torch.sigmoid(x_r + h_r) * h, w_n, b_n))
+    z = torch.sigmoid(x_z + h_z)
+    return (1 - z) * n + z * h
+
+
+def rnn_step(
+    x: Tensor,
+    h: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    nonlinearity: str = "tanh",
+) -> Tensor:
+    """One step of :class:`torch.nn.RNN`: h = act(W x + b + U h + d).
+
+    x [B, I], h [B, H], w_ih [H, I], w_hh [H, H], b_ih and b_hh [H] -> h
+    """
+    return ACTIVATIONS[nonlinearity](F.linear(x, w_ih, b_ih) + F.linear(h, w_hh, b_hh))
+
+
+def lstm_layer(
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    has_biases: bool,
+    batch_first: bool,
+    bidirectional: bool,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x [T, B, I], [B, T, I] if batch_first, or [N, I] if packed; h0 [D, B, R], c0 [D, B, H] or None for zeros
+    -> (y like x with D*R features, h_n [D, B, R], c_n [D, B, H])."""
+
+    def step(x: Tensor, state: tuple[Tensor, ...], w: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        w_ih, w_hh, b_ih, b_hh, w_hr = w
+        assert w_ih is not None and w_hh is not None
+        return lstm_step(x, *state, w_ih, w_hh, b_ih, b_hh, w_hr, activation)
+
+    directions = _directions(weights, has_biases, bidirectional)
+    sizes = weights[1].shape[1], weights[1].shape[0] // 4
+    y, h_n, c_n = _layer(step, x, (h0, c0), sizes, directions, batch_sizes, batch_first)
+    return y, h_n, c_n
+
+
+def gru_layer(
+    x: Tensor,
+    h0: Tensor | None,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    has_biases: bool,
+    batch_first: bool,
+    bidirectional: bool,
+    reset_after: bool,
+    activation: str,
+) -> tuple[Tensor, Tensor]:
+    """x [T, B, I], [B, T, I] if batch_first, or [N, I] if packed; h0 [D, B, H] or None for zeros
+    -> (y like x with D*H features, h_n [D, B, H])."""
+
+    def step(x: Tensor, state: tuple[Tensor, ...], w: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        w_ih, w_hh, b_ih, b_hh, _ = w
+        assert w_ih is not None and w_hh is not None
+        return (gru_step(x, *state, w_ih, w_hh, b_ih, b_hh, reset_after, activation),)
+
+    directions = _directions(weights, has_biases, bidirectional)
+    y, h_n = _layer(step, x, (h0,), (weights[1].shape[1],), directions, batch_sizes, batch_first)
+    return y, h_n
+
+
+def rnn_layer(
+    x: Tensor,
+    h0: Tensor | None,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    has_biases: bool,
+    batch_first: bool,
+    bidirectional: bool,
+    nonlinearity: str,
+) -> tuple[Tensor, Tensor]:
+    """x [T, B, I], [B, T, I] if batch_first, or [N, I] if packed; h0 [D, B, H] or None for zeros
+    -> (y like x with D*H features, h_n [D, B, H])."""
+
+    def step(x: Tensor, state: tuple[Tensor, ...], w: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        w_ih, w_hh, b_ih, b_hh, _ = w
+        assert w_ih is not None and w_hh is not None
+        return (rnn_step(x, *state, w_ih, w_hh, b_ih, b_hh, nonlinearity),)
+
+    directions = _directions(weights, has_biases, bidirectional)
+    y, h_n = _layer(step, x, (h0,), (weights[1].shape[1],), directions, batch_sizes, batch_first)
+    return y, h_n
+
+
+def _directions(
+    weights: Sequence[Tensor], has_biases: bool, bidirectional: bool
+) -> list[tuple[Tensor | None, ...]]:
+    """(w_ih, w_hh, b_ih, b_hh, w_hr) of each direction, with None for what is absent."""
+    count = len(weights) // (2 if bidirectional else 1)
+    found = []
+    for start in range(0, len(weights), count):
+        w_ih, w_hh, *rest = weights[start : start + count]
+        b_ih, b_hh = (rest[0], rest[1]) if has_biases else (None, None)
+        w_hr = rest[-1] if len(rest) % 2 else None
+        found.append((w_ih, w_hh, b_ih, b_hh, w_hr))
+    return found
+
+
+def _layer(
+    step: Step,
+    x: Tensor,
+    initial: tuple[Tensor | None, ...],
+    sizes: tuple[int, ...],
+    directions: list[tuple[Tensor | None, ...]],
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+) -> tuple[Tensor, ...]:
+    """y and the final states; rows of a packed sequence that have ended keep their state."""
+    if batch_sizes is None:
+        steps = list(x.unbind(1 if batch_first else 0))
+    else:
+        steps = list(x.split(batch_sizes.tolist()))
+    batch = steps[0].shape[0]
+    outputs, finals = [], []
+    for direction, weights in enumerate(directions):
+        state = tuple(
+            x.new_zeros(batch, size) if start is None else start[direction]
+            for start, size in zip(initial, sizes, strict=True)
+        )
+        rows: list[Tensor] = []
+        for row in reversed(steps) if direction else steps:
+            active = row.shape[0]
+            new = step(row, tuple(s[:active] for s in state), weights)
+            state = tuple(torch.cat((n, s[active:])) for n, s in zip(new, state, strict=True))
+            rows.append(new[0])
+        outputs.append(rows[::-1] if direction else rows)
+        finals.append(state)
+    y = [torch.cat(parts, -1) for parts in zip(*outputs, strict=True)]
+    joined = torch.cat(y) if batch_sizes is not None else torch.stack(y, 1 if batch_first else 0)
+    return joined, *(torch.stack(parts) for parts in zip(*finals, strict=True))

@@ -1,0 +1,232 @@
+// One layer with its inputs and incoming gradients, and what a loop over scalars in double precision makes of it.
+// Arrays are dense in the order of the shapes in kernels.h; sequences are [N, features] with row (t, b) at row_of(t, b).
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "fastrnn/kernels.h"
+#include "tape.h"
+
+namespace fastrnn_test {
+
+using fastrnn::Activation;
+using fastrnn::Cell;
+
+struct Problem {
+    Cell cell;
+    Activation activation;
+    int64_t time, batch, input, hidden, projection;
+    int directions;
+    std::vector<int64_t> batch_sizes;  // empty: not packed
+    bool biases, states;               // states: h0 and c0 are given
+
+    int64_t gates() const { return fastrnn::gate_count(cell) * hidden; }
+    int64_t recurrent() const { return projection ? projection : hidden; }
+    bool lstm() const { return cell == Cell::lstm; }
+    int64_t rows() const {
+        if (batch_sizes.empty()) return time * batch;
+        int64_t rows = 0;
+        for (int64_t size : batch_sizes) rows += size;
+        return rows;
+    }
+    int64_t length(int64_t b) const {
+        int64_t length = 0;
+        for (int64_t size : batch_sizes) length += size > b;
+        return batch_sizes.empty() ? time : length;
+    }
+    int64_t row_of(int64_t t, int64_t b) const {
+        if (batch_sizes.empty()) return t * batch + b;
+        int64_t row = b;
+        for (int64_t i = 0; i < t; ++i) row += batch_sizes[static_cast<size_t>(i)];
+        return row;
+    }
+    std::string name() const {
+        static const char* cells[] = {"lstm", "gru", "gru_reset_before", "rnn_tanh", "rnn_relu"};
+        static const char* activations[] = {"tanh", "softsign", "relu", "hardtanh"};
+        std::string text = std::string(cells[static_cast<int>(cell)]) + "-" + activations[static_cast<int>(activation)];
+        text += "-B" + std::to_string(batch) + "-T" + std::to_string(time) + "-I" + std::to_string(input);
+        text += "-H" + std::to_string(hidden) + (projection ? "-P" + std::to_string(projection) : "");
+        return text + (directions == 2 ? "-bi" : "") + (batch_sizes.empty() ? "" : "-packed") +
+               (biases ? "" : "-nobias") + (states ? "" : "-nostate");
+    }
+};
+
+// values of every tensor, or their gradients
+struct Tensors {
+    struct Direction {
+        std::vector<double> w_ih, w_hh, b_ih, b_hh, w_hr;
+    };
+    Direction weights[2];
+    std::vector<double> x, h0, c0, y, h_n, c_n;
+};
+
+// multiples of 2^-12 * scale in [-scale, scale]: exact in every type where scale is a power of two
+class Random {
+   public:
+    explicit Random(uint64_t seed) : state_(seed * 2862933555777941757u + 3037000493u) {}
+    std::vector<double> operator()(int64_t count, double scale) {
+        std::vector<double> values(static_cast<size_t>(count));
+        for (double& value : values) {
+            state_ = state_ * 6364136223846793005u + 1442695040888963407u;
+            value = scale * (static_cast<double>(state_ >> 51) / 4096.0 - 1.0);
+        }
+        return values;
+    }
+
+   private:
+    uint64_t state_;
+};
+
+// the layer's arguments; y, h_n and c_n hold the gradients that come in
+inline Tensors random_tensors(const Problem& p) {
+    Random random(static_cast<uint64_t>(p.hidden * 131 + p.input * 17 + p.batch));
+    const double recurrent = std::exp2(std::floor(-std::log2(p.recurrent()) / 2));  // states neither fade nor grow
+    Tensors t;
+    for (int d = 0; d < p.directions; ++d) {
+        t.weights[d] = {random(p.gates() * p.input, 0.25), random(p.gates() * p.recurrent(), recurrent),
+                        random(p.biases ? p.gates() : 0, 1), random(p.biases ? p.gates() : 0, 1),
+                        random(p.projection * p.hidden, 0.5)};
+    }
+    const int64_t states = p.directions * p.batch;
+    t.x = random(p.rows() * p.input, 2);
+    t.h0 = random(p.states ? states * p.recurrent() : 0, 1);
+    t.c0 = random(p.states && p.lstm() ? states * p.hidden : 0, 1);
+    t.y = random(p.rows() * p.directions * p.recurrent(), 1);
+    t.h_n = random(states * p.recurrent(), 1);
+    t.c_n = random(p.lstm() ? states * p.hidden : 0, 1);
+    return t;
+}
+
+class Reference {
+   public:
+    // outputs: y, h_n, c_n of the layer; gradients: of x, h0, c0 and the weights
+    Tensors outputs, gradients;
+
+    Reference(const Problem& p, const Tensors& given) : p_(p) {
+        tape.clear();
+        const std::vector<Var> x = leaves(given.x);
+        const std::vector<Var> h0 = leaves(p.states ? given.h0 : zeros(p.directions * p.batch * p.recurrent()));
+        const std::vector<Var> c0 = leaves(p.states && p.lstm() ? given.c0 : zeros(p.directions * p.batch * p.hidden));
+        std::vector<Var> y(static_cast<size_t>(p.rows() * p.directions * p.recurrent()));
+        std::vector<Var> h_n(h0.size()), c_n(c0.size());
+        Weights weights[2];
+        for (int d = 0; d < p.directions; ++d) {
+            const Tensors::Direction& w = given.weights[d];
+            weights[d] = {leaves(w.w_ih), leaves(w.w_hh), leaves(w.b_ih), leaves(w.b_hh), leaves(w.w_hr)};
+            for (int64_t b = 0; b < p.batch; ++b) {
+                const int64_t state = d * p.batch + b;
+                std::vector<Var> h = slice(h0, state, p.recurrent()), c = slice(c0, state, p.hidden);
+                for (int64_t i = 0; i < p.length(b); ++i) {
+                    const int64_t row = p.row_of(d ? p.length(b) - 1 - i : i, b);
+                    step(weights[d], slice(x, row, p.input), h, c);
+                    write(h, y, (row * p.directions + d) * p.recurrent());
+                }
+                write(h, h_n, state * p.recurrent());
+                write(c, c_n, state * p.hidden);
+            }
+        }
+        outputs.y = values(y);
+        outputs.h_n = values(h_n);
+        if (p.lstm()) outputs.c_n = values(c_n);
+
+        std::vector<std::pair<int, double>> seeds;
+        seed(y, given.y, seeds);
+        seed(h_n, given.h_n, seeds);
+        seed(c_n, given.c_n, seeds);
+        slopes_ = fastrnn_test::gradients(seeds);
+        gradients.x = slopes(x);
+        gradients.h0 = slopes(h0);
+        if (p.lstm()) gradients.c0 = slopes(c0);
+        for (int d = 0; d < p.directions; ++d) {
+            const Weights& w = weights[d];
+            gradients.weights[d] = {slopes(w.w_ih), slopes(w.w_hh), slopes(w.b_ih), slopes(w.b_hh), slopes(w.w_hr)};
+        }
+    }
+
+   private:
+    using Vars = std::vector<Var>;
+    struct Weights {
+        Vars w_ih, w_hh, b_ih, b_hh, w_hr;
+    };
+
+    Var activate(Var x) const {
+        switch (p_.activation) {
+            case Activation::softsign: return softsign(x);
+            case Activation::relu: return relu(x);
+            case Activation::hardtanh: return hardtanh(x);
+            default: return tanh(x);
+        }
+    }
+
+    void step(const Weights& w, const Vars& x, Vars& h, Vars& c) const {
+        const int64_t H = p_.hidden;
+        const auto from_x = [&](int64_t gate, int64_t u) { return affine(w.w_ih, w.b_ih, gate * H + u, x); };
+        const auto from_h = [&](int64_t gate, int64_t u) { return affine(w.w_hh, w.b_hh, gate * H + u, h); };
+        const auto at = [](const Vars& v, int64_t i) { return v[static_cast<size_t>(i)]; };
+        Vars h_next, c_next, reset_h;
+        if (p_.cell == Cell::gru_reset_before) {
+            for (int64_t u = 0; u < H; ++u) reset_h.push_back(sigmoid(from_x(0, u) + from_h(0, u)) * at(h, u));
+        }
+        for (int64_t u = 0; u < H; ++u) {
+            if (p_.lstm()) {
+                const Var i = sigmoid(from_x(0, u) + from_h(0, u)), f = sigmoid(from_x(1, u) + from_h(1, u));
+                const Var g = activate(from_x(2, u) + from_h(2, u)), o = sigmoid(from_x(3, u) + from_h(3, u));
+                c_next.push_back(f * at(c, u) + i * g);
+                h_next.push_back(o * activate(c_next.back()));
+            } else if (p_.cell == Cell::rnn_tanh || p_.cell == Cell::rnn_relu) {
+                const Var sum = from_x(0, u) + from_h(0, u);
+                h_next.push_back(p_.cell == Cell::rnn_tanh ? tanh(sum) : relu(sum));
+            } else {
+                const Var z = sigmoid(from_x(1, u) + from_h(1, u));
+                const Var n = p_.cell == Cell::gru
+                                  ? activate(from_x(2, u) + sigmoid(from_x(0, u) + from_h(0, u)) * from_h(2, u))
+                                  : activate(from_x(2, u) + affine(w.w_hh, w.b_hh, 2 * H + u, reset_h));
+                h_next.push_back((Var(1.0) - z) * n + z * at(h, u));
+            }
+        }
+        c = p_.lstm() ? c_next : c;
+        h = h_next;
+        if (p_.projection) {
+            h.clear();
+            for (int64_t r = 0; r < p_.projection; ++r) h.push_back(affine(w.w_hr, {}, r, h_next));
+        }
+    }
+
+    static Var affine(const Vars& matrix, const Vars& bias, int64_t row, const Vars& v) {
+        Var sum = bias.empty() ? Var(0.0) : bias[static_cast<size_t>(row)];
+        for (size_t i = 0; i < v.size(); ++i) sum = sum + matrix[static_cast<size_t>(row) * v.size() + i] * v[i];
+        return sum;
+    }
+
+    static std::vector<double> zeros(int64_t count) { return std::vector<double>(static_cast<size_t>(count), 0.0); }
+    static Vars leaves(const std::vector<double>& given) {
+        Vars vars;
+        for (double value : given) vars.push_back(Var::leaf(value));
+        return vars;
+    }
+    static Vars slice(const Vars& vars, int64_t index, int64_t width) {
+        return {vars.begin() + index * width, vars.begin() + (index + 1) * width};
+    }
+    static void write(const Vars& from, Vars& to, int64_t at) {
+        for (size_t i = 0; i < from.size(); ++i) to[static_cast<size_t>(at) + i] = from[i];
+    }
+    static std::vector<double> values(const Vars& vars) {
+        std::vector<double> values;
+        for (const Var& var : vars) values.push_back(var.value());
+        return values;
+    }
+    static void seed(const Vars& vars, const std::vector<double>& given, std::vector<std::pair<int, double>>& seeds) {
+        for (size_t i = 0; i < given.size(); ++i) seeds.emplace_back(vars[i].node(), given[i]);
+    }
+    std::vector<double> slopes(const Vars& vars) const {
+        std::vector<double> slopes;
+        for (const Var& var : vars) slopes.push_back(slopes_[static_cast<size_t>(var.node())]);
+        return slopes;
+    }
+
+    const Problem& p_;
+    std::vector<double> slopes_;
+};
+
+}  // namespace fastrnn_test

@@ -1,0 +1,139 @@
+// Runs a problem through fastrnn::forward and fastrnn::backward in type T.
+#pragma once
+
+#include "buffers.h"
+
+namespace fastrnn_test {
+
+struct Wanted {
+    bool x = true, state = true, weights = true;
+};
+
+// results in the order of the shapes in kernels.h; a part that was not asked for is empty
+template <class T>
+struct Results {
+    std::vector<T> y, h_n, c_n, d_x, d_h0, d_c0, d_weights[10];
+    bool kept_inputs = true, kept_gaps = true;
+};
+
+template <class T>
+constexpr fastrnn::DType dtype_of() {
+    return sizeof(T) == sizeof(double) ? fastrnn::DType::float64 : fastrnn::DType::float32;
+}
+
+template <class T>
+class Runner {
+   public:
+    Runner(const Problem& p, const Tensors& given, Layout layout, int threads)
+        : p_(p), layout_(layout), threads_(threads), x_(p, p.input, layout, given.x), y_(sequence(features())),
+          h0_(given.h0), c0_(given.c0), h_n_(states(p.recurrent())), c_n_(states(p.lstm() ? p.hidden : 0)),
+          reserve_(p.directions * p.rows() * fastrnn::saved_values(p.cell) * fastrnn::padded_units(p.hidden)) {
+        for (int d = 0; d < p.directions; ++d) {
+            const Tensors::Direction& w = given.weights[d];
+            for (const std::vector<double>* part : {&w.w_ih, &w.w_hh, &w.b_ih, &w.b_hh, &w.w_hr}) {
+                weights_.emplace_back(*part);
+            }
+        }
+    }
+
+    void forward(bool keep_reserve, Results<T>& results) {
+        fastrnn::ForwardParams params{};
+        fill(params);
+        params.y = y_.data();
+        params.y_stride_time = y_.stride_time();
+        params.y_stride_batch = y_.stride_batch();
+        params.h_n = h_n_.data();
+        params.c_n = p_.lstm() ? c_n_.data() : nullptr;
+        params.reserve = keep_reserve && fastrnn::saved_values(p_.cell) ? reserve_.data() : nullptr;
+        const Bytes workspace(fastrnn::forward_workspace_bytes(params));
+        params.workspace = workspace.get();
+        fastrnn::forward(params);
+        results.y = y_.values();
+        results.h_n = h_n_.values();
+        results.c_n = c_n_.values();
+        results.kept_gaps &= y_.gaps_untouched();
+    }
+
+    // after forward(true); an empty member of `incoming` (y, h_n, c_n) is handed over as null
+    void backward(const Tensors& incoming, Wanted wanted, Results<T>& results) {
+        const Sequence<T> d_y(p_, features(), layout_, incoming.y.empty() ? zeros(p_.rows() * features()) : incoming.y);
+        const Sequence<T> d_x = sequence(p_.input);
+        const Array<T> d_h_n(incoming.h_n), d_c_n(incoming.c_n);
+        const Array<T> d_h0(wanted.state ? states(p_.recurrent()) : 0);
+        const Array<T> d_c0(wanted.state && p_.lstm() ? states(p_.hidden) : 0);
+        std::vector<Array<T>> d_weights;
+        for (const Array<T>& w : weights_) d_weights.emplace_back(static_cast<int64_t>(w.values().size()));
+        const std::vector<T> reserve_before = reserve_.values(), y_before = y_.values();
+
+        fastrnn::BackwardParams params{};
+        fill(params);
+        params.y = y_.data();
+        params.y_stride_time = y_.stride_time();
+        params.y_stride_batch = y_.stride_batch();
+        params.reserve = reserve_.data_or_null();
+        params.d_y = incoming.y.empty() ? nullptr : d_y.data();
+        params.d_y_stride_time = d_y.stride_time();
+        params.d_y_stride_batch = d_y.stride_batch();
+        params.d_h_n = d_h_n.data_or_null();
+        params.d_c_n = d_c_n.data_or_null();
+        params.d_x = wanted.x ? d_x.data() : nullptr;
+        params.d_x_stride_time = d_x.stride_time();
+        params.d_x_stride_batch = d_x.stride_batch();
+        params.d_h0 = wanted.state ? d_h0.data() : nullptr;
+        params.d_c0 = wanted.state && p_.lstm() ? d_c0.data() : nullptr;
+        for (int d = 0; d < p_.directions && wanted.weights; ++d) {
+            const Array<T>* w = &d_weights[static_cast<size_t>(5 * d)];
+            params.d_weights[d] = {w[0].data_or_null(), w[1].data_or_null(), w[2].data_or_null(), w[3].data_or_null(),
+                                   w[4].data_or_null()};
+        }
+        const Bytes workspace(fastrnn::backward_workspace_bytes(params));
+        params.workspace = workspace.get();
+        fastrnn::backward(params);
+
+        if (wanted.x) results.d_x = d_x.values();
+        results.kept_gaps &= d_x.gaps_untouched();
+        results.d_h0 = d_h0.values();
+        results.d_c0 = d_c0.values();
+        for (size_t i = 0; i < d_weights.size() && wanted.weights; ++i) results.d_weights[i] = d_weights[i].values();
+        results.kept_inputs &= same_bytes(reserve_before, reserve_.values()) && same_bytes(y_before, y_.values());
+    }
+
+    static bool same_bytes(const std::vector<T>& a, const std::vector<T>& b) {
+        return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+    }
+
+   private:
+    int64_t features() const { return p_.directions * p_.recurrent(); }
+    int64_t states(int64_t width) const { return p_.directions * p_.batch * width; }
+    Sequence<T> sequence(int64_t features) const { return {p_, features, layout_}; }
+    static std::vector<double> zeros(int64_t count) { return std::vector<double>(static_cast<size_t>(count), 0.0); }
+
+    template <class Params>
+    void fill(Params& params) const {
+        params.dtype = dtype_of<T>();
+        params.cell = p_.cell;
+        params.activation = p_.activation;
+        params.shape = {p_.time,       p_.batch,      p_.rows(), p_.input, p_.hidden,
+                        p_.projection, p_.directions, p_.batch_sizes.empty() ? nullptr : p_.batch_sizes.data()};
+        for (int d = 0; d < p_.directions; ++d) {
+            const Array<T>* w = &weights_[static_cast<size_t>(5 * d)];
+            params.weights[d] = {w[0].data(), w[1].data(), w[2].data_or_null(), w[3].data_or_null(),
+                                 w[4].data_or_null()};
+        }
+        params.x = x_.data();
+        params.x_stride_time = x_.stride_time();
+        params.x_stride_batch = x_.stride_batch();
+        params.h0 = h0_.data_or_null();
+        params.c0 = c0_.data_or_null();
+        params.threads = threads_;
+    }
+
+    const Problem& p_;
+    Layout layout_;
+    int threads_;
+    Sequence<T> x_, y_;
+    Array<T> h0_, c0_, h_n_, c_n_, reserve_;
+    std::vector<Array<T>> weights_;  // w_ih, w_hh, b_ih, b_hh, w_hr of each direction
+};
+
+}  // namespace fastrnn_test

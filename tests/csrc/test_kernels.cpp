@@ -1,0 +1,200 @@
+// Every cell against a loop over scalars in double precision, on one instruction set: test_kernels ISA.
+#include <cstring>
+#include <stdexcept>
+
+#include "check.h"
+#include "runner.h"
+
+using namespace fastrnn_test;
+
+namespace {
+
+// the largest sums have about a thousand terms
+template <class T>
+constexpr double kTolerance = sizeof(T) == sizeof(double) ? 1e-13 : 5e-6;
+
+double largest_error = 0;
+template <class T>
+void compare(const std::vector<T>& got, const std::vector<double>& want, const std::string& where) {
+    CHECK(got.size() == want.size(), where);
+    double scale = 1;
+    for (double value : want) scale = std::fmax(scale, std::fabs(value));
+    bool close = true;
+    for (size_t i = 0; i < got.size() && i < want.size() && close; ++i) {
+        const double value = static_cast<double>(got[i]);
+        if (std::fabs(value - want[i]) / scale > (largest_error)) { if (sizeof(T)==8) largest_error = std::fabs(value - want[i]) / scale; }
+        close = std::fabs(value - want[i]) <= kTolerance<T> * scale;  // false for NaN
+        if (!close) {
+            CHECK(close, where + "[" + std::to_string(i) + "] is " + std::to_string(value) + ", not " + std::to_string(want[i]));
+        }
+    }
+    CHECK(close, where);
+}
+
+template <class T>
+void compare_outputs(const Results<T>& got, const Tensors& want, const std::string& where) {
+    compare(got.y, want.y, where + " y");
+    compare(got.h_n, want.h_n, where + " h_n");
+    compare(got.c_n, want.c_n, where + " c_n");
+}
+
+template <class T>
+void compare_gradients(const Results<T>& got, const Tensors& want, const Problem& p, Wanted wanted,
+                       const std::string& where) {
+    static const char* names[] = {" d_w_ih", " d_w_hh", " d_b_ih", " d_b_hh", " d_w_hr"};
+    if (wanted.x) compare(got.d_x, want.x, where + " d_x");
+    if (wanted.state) compare(got.d_h0, want.h0, where + " d_h0");
+    if (wanted.state) compare(got.d_c0, want.c0, where + " d_c0");
+    for (int d = 0; d < p.directions && wanted.weights; ++d) {
+        const Tensors::Direction& w = want.weights[d];
+        const std::vector<double>* parts[] = {&w.w_ih, &w.w_hh, &w.b_ih, &w.b_hh, &w.w_hr};
+        for (int i = 0; i < 5; ++i) {
+            compare(got.d_weights[5 * d + i], *parts[i], where + names[i] + " of direction " + std::to_string(d));
+        }
+    }
+}
+
+template <class T>
+bool same(const Results<T>& a, const Results<T>& b) {
+    bool equal = true;
+    const auto add = [&](const std::vector<T>& u, const std::vector<T>& v) { equal &= Runner<T>::same_bytes(u, v); };
+    add(a.y, b.y);
+    add(a.h_n, b.h_n);
+    add(a.c_n, b.c_n);
+    add(a.d_x, b.d_x);
+    add(a.d_h0, b.d_h0);
+    add(a.d_c0, b.d_c0);
+    for (int i = 0; i < 10; ++i) add(a.d_weights[i], b.d_weights[i]);
+    return equal;
+}
+
+template <class T>
+Results<T> run(const Problem& p, const Tensors& given, Layout layout, int threads, Wanted wanted = {}) {
+    Results<T> results;
+    Runner<T> runner(p, given, layout, threads);
+    runner.forward(true, results);
+    runner.backward(given, wanted, results);
+    return results;
+}
+
+// every layout and number of threads, with and without the reserve
+template <class T>
+void test_outputs_and_gradients(const Problem& p, const Tensors& given, const Reference& reference) {
+    const std::string name = p.name() + (sizeof(T) == sizeof(double) ? "-f64" : "-f32");
+    for (Layout layout : {Layout::time_major, Layout::batch_major, Layout::gapped}) {
+        const std::string where = name + "-layout" + std::to_string(static_cast<int>(layout));
+        const Results<T> alone = run<T>(p, given, layout, 1);
+        compare_outputs(alone, reference.outputs, where);
+        compare_gradients(alone, reference.gradients, p, {}, where);
+        CHECK(alone.kept_inputs, where);
+        CHECK(alone.kept_gaps, where);
+        for (int threads : {2, 3}) {
+            CHECK(same(alone, run<T>(p, given, layout, threads)), where + "-threads" + std::to_string(threads));
+        }
+        for (int threads : {1, 2}) {
+            Results<T> inference;
+            Runner<T>(p, given, layout, threads).forward(false, inference);
+            compare_outputs(inference, reference.outputs, where + "-inference-threads" + std::to_string(threads));
+        }
+    }
+}
+
+void test(const Problem& p) {
+    const Tensors given = random_tensors(p);
+    const Reference reference(p, given);
+    test_outputs_and_gradients<float>(p, given, reference);
+    test_outputs_and_gradients<double>(p, given, reference);
+}
+
+// gradients that are not wanted, and incoming ones that are null
+void test_absent_gradients(const Problem& p) {
+    for (int present = 1; present < 8; ++present) {
+        Tensors given = random_tensors(p);
+        if (!(present & 1)) given.y.clear();
+        if (!(present & 2)) given.h_n.clear();
+        if (!(present & 4)) given.c_n.clear();
+        const Reference reference(p, given);
+        for (int wanted = 1; wanted < 8; ++wanted) {
+            const Wanted parts{(wanted & 1) != 0, (wanted & 2) != 0, (wanted & 4) != 0};
+            const std::string where =
+                p.name() + "-present" + std::to_string(present) + "-wanted" + std::to_string(wanted);
+            const Results<double> results = run<double>(p, given, Layout::time_major, 2, parts);
+            compare_gradients(results, reference.gradients, p, parts, where);
+        }
+    }
+}
+
+std::vector<int64_t> falling_batch_sizes(int64_t time, int64_t batch) {
+    std::vector<int64_t> sizes;
+    for (int64_t t = 0; t < time; ++t) sizes.push_back(1 + (batch - 1) * (time - 1 - t / 2 * 2) / (time > 1 ? time - 1 : 1));
+    return sizes;
+}
+
+struct Size {
+    int64_t time, batch, input, hidden, projection;
+};
+
+const Cell kCells[] = {Cell::lstm, Cell::gru, Cell::gru_reset_before, Cell::rnn_tanh, Cell::rnn_relu};
+
+void test_sizes() {
+    const Size sizes[] = {
+        {1, 1, 1, 1, 1},   {4, 1, 5, 7, 3},     {3, 2, 1, 16, 16},  {5, 3, 6, 17, 18}, {3, 7, 4, 33, 5},
+        {2, 0, 3, 5, 2},   {6, 4, 10, 16, 1},   {3, 5, 0, 9, 4},    {2, 6, 37, 65, 9}, {150, 5, 1, 12, 2},
+    };
+    int count = 0;
+    for (const Size& size : sizes) {
+        for (Cell cell : kCells) {
+            for (int directions : {1, 2}) {
+                for (bool packed : {false, true}) {
+                    if (packed && size.batch == 0) continue;
+                    const auto batch_sizes =
+                        packed ? falling_batch_sizes(size.time, size.batch) : std::vector<int64_t>();
+                    const bool biases = ++count % 3 != 0, states = count % 4 != 1;
+                    test({cell, Activation::tanh, size.time, size.batch, size.input, size.hidden, 0, directions,
+                          batch_sizes, biases, states});
+                    if (cell != Cell::lstm) continue;
+                    test({cell, Activation::tanh, size.time, size.batch, size.input, size.hidden, size.projection,
+                          directions, batch_sizes, !biases, states});
+                }
+            }
+        }
+    }
+}
+
+// large enough for the kernels to use all three threads: split by units, by rows, and by direction
+void test_threads() {
+    for (Cell cell : kCells) {
+        const int64_t hidden = fastrnn::gate_count(cell) == 1 ? 277 : 147;
+        test({cell, Activation::tanh, 12, 1, 9, hidden, 0, 1, {}, true, true});
+        test({cell, Activation::tanh, 3, 7, 40, hidden, 0, 1, falling_batch_sizes(3, 7), true, true});
+        test({cell, Activation::tanh, 2, 3, 40, hidden, 0, 2, {}, true, false});
+    }
+    test({Cell::lstm, Activation::tanh, 3, 5, 60, 150, 70, 1, {}, true, true});
+    test({Cell::lstm, Activation::tanh, 8, 1, 60, 150, 70, 2, {}, true, true});
+}
+
+void test_activations() {
+    for (Cell cell : {Cell::lstm, Cell::gru, Cell::gru_reset_before}) {
+        for (Activation activation : {Activation::softsign, Activation::relu, Activation::hardtanh}) {
+            test({cell, activation, 4, 3, 5, 19, 0, 2, {}, true, true});
+            test({cell, activation, 4, 3, 5, 19, 0, 1, falling_batch_sizes(4, 3), false, false});
+        }
+    }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    const char* isa = argc > 1 ? argv[1] : "generic";
+    if (!fastrnn::isa_supported(isa)) {
+        std::printf("this build or CPU has no %s\n", isa);
+        return 77;
+    }
+    fastrnn::force_isa(isa);
+    test_sizes();
+    test_activations();
+    test_threads();
+    for (Cell cell : kCells) test_absent_gradients({cell, Activation::tanh, 4, 3, 5, 9, 0, 2, {}, true, true});
+    test_absent_gradients({Cell::lstm, Activation::tanh, 4, 3, 5, 9, 4, 2, {3, 2, 2, 1}, true, false});
+    std::printf("%g\n", largest_error); return finish();
+}
