@@ -50,6 +50,7 @@ class Peer:
     about: str
     packages: tuple[str, ...]  # distributions; the first one's version is the peer's
     build: Callable[[Problem, Settings], Runner]
+    ragged_only: bool = False
 
     def missing(self) -> list[str]:
         return [name for name in self.packages if importlib.util.find_spec(name) is None]
@@ -58,7 +59,7 @@ class Peer:
         try:
             return importlib.metadata.version(self.packages[0])
         except importlib.metadata.PackageNotFoundError:
-            return "not installed as a package"
+            return "from the source tree"
 
     def install_line(self) -> str:
         return "pip install " + ("." if self.name.startswith("fastrnn") else " ".join(self.missing()))
@@ -84,8 +85,6 @@ def _fastrnn_module(problem: Problem) -> torch.nn.RNNBase:
 
 
 def _build_fastrnn_padded(problem: Problem, _: Settings) -> Runner:
-    if not problem.mode.ragged:
-        raise Unsupported("the same as fastrnn where every sequence has the same length")
     if problem.case.bidirectional:
         raise Unsupported("without packing the reverse direction would begin in the padding")
     runner = _torch_runner(_fastrnn_module(problem), problem)
@@ -100,7 +99,7 @@ def _build_torch(problem: Problem, _: Settings) -> Runner:
 
 
 def _build_compiled(problem: Problem, settings: Settings) -> Runner:
-    """Dynamo runs RNN modules eagerly unless `allow_rnn`, which unrolls time and compiles for seconds a step."""
+    """Dynamo runs RNN modules eagerly unless `allow_rnn`, which unrolls time: a second or more a step."""
     case = problem.case
     steps = case.time * case.layers * case.directions
     unrolled = steps <= settings.unroll and not problem.mode.ragged
@@ -142,6 +141,7 @@ PEERS = {
             "packed modes: fastrnn over the padded batch",
             ("fastrnn",),
             _build_fastrnn_padded,
+            ragged_only=True,
         ),
         Peer("torch", "torch.nn, eager", ("torch",), _build_torch),
         Peer("compile", "torch.nn under torch.compile", ("torch",), _build_compiled),

@@ -33,6 +33,8 @@ def _step(cell: str, gates: Any, state: tuple[Any, ...], w_hh: Any, b_hh: Any) -
 def _forward(problem: Problem) -> Any:
     """(weights, x [T, B, I], state [L*D, B, H] each) -> (y [T, B, D*H], final state like the initial one)."""
     case = problem.case
+    # LSTM T100 B1 H128 on 2 cores: inference 4.2 ms, unrolled by 8 1.3 ms; training 2.2 ms, unrolled 5.5 ms
+    unroll = 1 if problem.mode.training else 8
     valid = None
     if problem.lengths is not None:
         valid = jnp.asarray(np.arange(case.time)[:, None, None] < problem.lengths.numpy()[:, None])
@@ -52,7 +54,8 @@ def _forward(problem: Problem) -> Any:
                     return tuple(jnp.where(running, a, b) for a, b in zip(new, h, strict=True)), new[0]
 
                 initial = tuple(s[layer * case.directions + direction] for s in state)
-                final, y = jax.lax.scan(step, initial, (x @ w_ih.T + b_ih, valid), reverse=direction == 1)
+                steps = (x @ w_ih.T + b_ih, valid)
+                final, y = jax.lax.scan(step, initial, steps, reverse=direction == 1, unroll=unroll)
                 outputs.append(y if valid is None else jnp.where(valid, y, 0))
                 finals.append(final)
             x = jnp.concatenate(outputs, axis=-1) if len(outputs) > 1 else outputs[0]

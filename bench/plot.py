@@ -84,7 +84,7 @@ def _draw_group(run: Run, group: list[Result], title: str, path: Path) -> None:
     times.grid(axis="both", color="0.92")
     times.set_axisbelow(True)
     times.set_title("time of one run, and the least that the machine allows")
-    times.legend(fontsize=8)
+    figure.legend(*times.get_legend_handles_labels(), loc="outside lower center", ncols=7)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -102,6 +102,10 @@ def _draw_means(run: Run, path: Path) -> None:
         axes.set_yticks(range(len(cells)), list(cells))
         axes.invert_yaxis()
         axes.set_title(mode)
+    handles = {
+        label: handle for axes in panels[0] for handle, label in zip(*axes.get_legend_handles_labels())
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=7)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -132,8 +136,6 @@ def _ratio_bars(axes: Axes, columns: list[list[float | None]], peers: list[str])
     axes.axvline(1, color="black", linewidth=1, zorder=4)
     axes.grid(axis="x", color="0.92")
     axes.set_axisbelow(True)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=8)
 
 
 def _colour(peer: str) -> str:

@@ -190,6 +190,8 @@ def _time_case(
     runners: dict[str, Runner] = {}
     errors: dict[str, float] = {}
     for name in names:
+        if PEERS[name].ragged_only and not problem.mode.ragged:
+            continue
         try:
             runner = PEERS[name].build(problem, settings)
             with runner.context():

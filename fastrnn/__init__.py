@@ -1,0 +1,27 @@
+"""Recurrent layers that drop in for torch.nn's and run as fused kernels."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from fastrnn import functional
+from fastrnn.cells import GRUCell, LSTMCell, RNNCell
+from fastrnn.convert import patch_torch, replace_modules, restore_modules
+from fastrnn.modules import GRU, LSTM, RNN
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
+    "__version__",
+    "functional",
+    "patch_torch",
+    "replace_modules",
+    "restore_modules",
+]
+
+try:
+    __version__ = version("fastrnn")
+except PackageNotFoundError:  # a source tree on sys.path
+    __version__ = "0+unknown"

@@ -61,6 +61,11 @@ def has_kernels(x: Tensor) -> bool:
     return x.dtype in _DTYPES and x.device.type in _DEVICES
 
 
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast is on for x's device."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
 def device_has_kernels(device: str) -> bool:
     return device in _DEVICES
 

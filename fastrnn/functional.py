@@ -143,7 +143,7 @@ def _run(
         if torch_has(stack.cell, stack.own):
             return _run_torch(stack, x, states, weights, batch_sizes)
         return _run_layers(reference_layer, stack, x, states, weights, batch_sizes)
-    if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
+    if _ops.autocasts(x) and x.dtype != torch.float64:
         return _run_autocast(stack, x, states, weights, batch_sizes)
     return _run_layers(layer, stack, x, states, weights, batch_sizes)
 

@@ -1,90 +1,30 @@
-"""LSTM, GRU, RNN and their cells with the contract of :mod:`torch.nn`: arguments, parameter names, results, errors.
+"""LSTM, GRU and RNN with the contract of :mod:`torch.nn`: arguments, parameter names, results, errors.
 
 A call whose arguments fit goes to :mod:`fastrnn.functional`. Any other goes to torch.nn's own forward, so that what comes
 out of it is torch.nn's error, or torch.nn's result where it takes more than the kernels do.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, overload
+from collections.abc import Sequence
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import _ops, functional
-from fastrnn.reference import ACTIVATIONS
+from fastrnn._base import Base, check_activation, fits, pair_states
 
-__all__ = ["GRU", "GRUCell", "LSTM", "LSTMCell", "RNN", "RNNCell"]
-
-_AUTOCAST = frozenset({torch.float32, torch.bfloat16, torch.float16})
-
-
-def _fits(tensor: object, shape: tuple[int, ...], like: Tensor) -> bool:
-    """Whether it is a tensor of that shape, on like's device and of its dtype or one that autocast makes fit."""
-    return (
-        isinstance(tensor, Tensor)
-        and tensor.shape == shape
-        and tensor.device == like.device
-        and (
-            tensor.dtype == like.dtype
-            or (tensor.dtype in _AUTOCAST and like.dtype in _AUTOCAST and torch.is_autocast_enabled(like.device.type))
-        )
-    )
-
-
-def _check_activation(activation: str) -> str:
-    if activation not in ACTIVATIONS:
-        known = ", ".join(f"'{name}'" for name in ACTIVATIONS)
-        raise ValueError(f"Unknown activation '{activation}'. Select from {known}.")
-    return activation
-
+__all__ = ["GRU", "LSTM", "RNN"]
 
 def _check_no_projection(arguments: dict[str, Any]) -> None:
     if "proj_size" in arguments:
         raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
 
 
-class _Module(nn.Module):
-    """What layers and cells share: the options that torch.nn lacks, and the way to torch.nn's forward."""
-
-    # names of the options; the class's own values of them are those that make a module torch.nn's
-    own_options: ClassVar[tuple[str, ...]] = ()
-    _torch_forward: ClassVar[Callable[..., Any]]
-
-    def changed_options(self) -> dict[str, Any]:
-        """The options that make this module compute what torch.nn's does not."""
-        values = {name: getattr(self, name) for name in self.own_options}
-        return {name: value for name, value in values.items() if value != getattr(type(self), name)}
-
-    def extra_repr(self) -> str:
-        options = (f"{name}={value}" for name, value in self.changed_options().items())
-        return ", ".join([super().extra_repr(), *options])
-
-    def _states(self, hx: Any) -> Sequence[Tensor] | None:
-        """The states in hx, () if there is no hx, None if it is of the wrong kind."""
-        return () if hx is None else (hx,)
-
-    def _forward_by_torch(self, input: Any, hx: Any) -> Any:
-        result = self._torch_forward(self, input, hx)
-        if self.changed_options():
-            raise RuntimeError(
-                f"{self} takes input, hx and weights of one device and one dtype: "
-                "float32, float64, bfloat16 or float16"
-            )
-        return result
-
-
-def _pair(self: _Module, hx: Any) -> Sequence[Tensor] | None:
-    """The _states of an LSTM."""
-    if hx is None:
-        return ()
-    return hx if isinstance(hx, tuple | list) and len(hx) == 2 else None
-
-
-class _Layers(_Module, nn.RNNBase):
+class _Layers(Base, nn.RNNBase):
     """LSTM, GRU and RNN. They are no torch.nn.LSTM, GRU or RNN, because torch.compile refuses those."""
 
-    def forward(self, input: Any, hx: Any = None) -> Any:
+    def _forward(self, input: Any, hx: Any) -> Any:
         if isinstance(input, PackedSequence):
             x, batch_sizes, order, inverse = input
         else:
@@ -127,14 +67,14 @@ class _Layers(_Module, nn.RNNBase):
             time, batch = shape[0], ()
         else:
             return False
-        if time == 0 or not _fits(x, (*shape[:-1], self.input_size), weights[0]):
+        if time == 0 or not fits(x, (*shape[:-1], self.input_size), weights[0]):
             return False
         if states:
             if batch_sizes is not None:
                 batch = (int(batch_sizes[0]),)
             rows = self.num_layers * (2 if self.bidirectional else 1)
             for state, size in zip(states, (self.proj_size or self.hidden_size, self.hidden_size), strict=False):
-                if not _fits(state, (rows, *batch, size), x):
+                if not fits(state, (rows, *batch, size), x):
                     return False
         return True
 
@@ -168,7 +108,7 @@ class LSTM(_Layers):
     own_options = ("activation",)
     activation: str = "tanh"
     _torch_forward = nn.LSTM.forward
-    _states = _pair
+    _states = pair_states
     check_forward_args = nn.LSTM.check_forward_args
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
     permute_hidden = nn.LSTM.permute_hidden
@@ -193,7 +133,16 @@ class LSTM(_Layers):
     def __init__(self, *args: Any, activation: str = "tanh", **kwargs: Any) -> None: ...
     def __init__(self, *args: Any, activation: str = "tanh", **kwargs: Any) -> None:
         super().__init__("LSTM", *args, **kwargs)
-        self.activation = _check_activation(activation)
+        self.activation = check_activation(activation)
+
+    @overload
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        return self._forward(input, hx)
 
     def _run(
         self, x: Tensor, states: Sequence[Tensor], weights: list[Tensor], batch_sizes: Tensor | None
@@ -260,7 +209,16 @@ class GRU(_Layers):
         _check_no_projection(kwargs)
         super().__init__("GRU", *args, **kwargs)
         self.reset_after = reset_after
-        self.activation = _check_activation(activation)
+        self.activation = check_activation(activation)
+
+    @overload
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: Tensor | None = None
+    ) -> tuple[PackedSequence, Tensor]: ...
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        return self._forward(input, hx)
 
     def _run(
         self, x: Tensor, states: Sequence[Tensor], weights: list[Tensor], batch_sizes: Tensor | None
@@ -323,6 +281,15 @@ class RNN(_Layers):
             raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
         super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
 
+    @overload
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: Tensor | None = None
+    ) -> tuple[PackedSequence, Tensor]: ...
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        return self._forward(input, hx)
+
     def _run(
         self, x: Tensor, states: Sequence[Tensor], weights: list[Tensor], batch_sizes: Tensor | None
     ) -> tuple[Tensor, ...]:
@@ -340,32 +307,3 @@ class RNN(_Layers):
             nonlinearity="tanh" if self.mode == "RNN_TANH" else "relu",
         )
 
-
-class _Cell(_Module, nn.RNNCellBase):
-    """One step of one layer."""
-
-    def forward(self, input: Any, hx: Any = None) -> Any:
-        states, weights = self._states(hx), self._weights()
-        if states is None or not self._takes(input, states, weights):
-            return self._forward_by_torch(input, hx)
-        unbatched = input.dim() == 1
-        if unbatched:
-            input, states = input.unsqueeze(0), [s.unsqueeze(0) for s in states]
-        final = self._run(input.unsqueeze(0), [s.unsqueeze(0) for s in states], weights)
-        final = tuple(s[0, 0] if unbatched else s[0] for s in final)
-        return final if len(final) > 1 else final[0]
-
-    def _weights(self) -> list[Tensor]:
-        ...
-
-    def _takes(self, x: Any, states: Sequence[Tensor], weights: list[Tensor]) -> bool:
-        if not isinstance(x, Tensor) or len(x.shape) not in (1, 2) or len(weights) not in (2, 4):
-            return False
-        *batch, _ = x.shape
-        if not _fits(x, (*batch, self.input_size), weights[0]):
-            return False
-        if not all(_fits(s, (*batch, self.hidden_size), x) for s in states):
-            return False
-        # torch.nn serves other devices and dtypes, and autocast, unless it lacks an option
-        known = _ops.has_kernels(x) and not torch.is_autocast_enabled(x.device.type)
-        return known or bool(self.changed_options())

@@ -14,8 +14,8 @@ namespace {
 template <class Act>
 struct LstmCell {
     static constexpr int kGates = 4;
-    static constexpr int kSlots = 4;           // i f g o
-    static constexpr int kSaved = 5;           // i f g o c
+    static constexpr int kSlots = 4;  // i f g o
+    static constexpr int kSaved = 5;  // i f g o c
     static FASTRNN_INLINE constexpr int gate_of_slot(int slot) { return slot; }
     static constexpr int kInputBegin = 0, kInputCount = 4;          // slots that x W^T feeds
     static constexpr int kRecurrentBegin = 0, kRecurrentCount = 4;  // slots that h U^T feeds

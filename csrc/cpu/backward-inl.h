@@ -1,6 +1,6 @@
 // The backward pass of a layer: against the order of the forward pass, the cell's gradients of one step and then their
-// product with the recurrent weights, which gives the gradient of the state before it; after the loop, the gradients of x
-// and of the weights as products over all steps at once.
+// product with the recurrent weights, which gives the gradient of the state before it; after the loop, the gradients of
+// x and of the weights as products over all steps at once.
 //
 // Cost: 2 N G H (I + R) for d_x and d_h, the same again for the weights; a barrier a step where units are split.
 #pragma once
@@ -22,10 +22,10 @@ class BackwardPass {
     struct Buffers {
         T *packed_hh, *packed_candidate;  // panels over the columns of w_hh: rows of all recurrent slots; of slot 0
         T *packed_ih, *packed_hr;
-        T* d_slots;  // [N, kSlots, Hp]
-        T* d_h;      // [B, Rp]: on its way back through time
-        T* d_c;      // [B, Hp]
-        T* d_y;      // [N, Rp]: whole gradient of each projected h
+        T* d_slots;        // [N, kSlots, Hp]
+        T* d_h;            // [B, Rp]: on its way back through time
+        T* d_c;            // [B, Hp]
+        T* d_y;            // [N, Rp]: whole gradient of each projected h
         T* d_unprojected;  // [B, Hp]
         T* unprojected;    // [N, Hp]: o act(c), again
         T* d_reset_h;      // [B, Hp]
@@ -78,8 +78,8 @@ class BackwardPass {
     }
 
     void work(int thread, int threads) {
-        Place place = find_place(s_, C::kGates, kTile, sizeof(T), kBarriers + (s_.projection ? 2 : 0), flags_, threads,
-                                 thread);
+        Place place =
+            find_place(s_, C::kGates, kTile, sizeof(T), kBarriers + (s_.projection ? 2 : 0), flags_, threads, thread);
         for (int d = place.first_direction; d <= place.last_direction; ++d) {
             pack_weights(d, place);
             if (place.works) run_direction(d, place);
@@ -178,8 +178,8 @@ class BackwardPass {
         place.rows.wait();
         constexpr Init kDirect = C::kDirectPath ? Init::accumulate : Init::zero;
         if constexpr (C::kResetBefore) {
-            multiply(d_slots, slots_stride_, {1, s_.hidden, 0, 1}, b.packed_candidate, rows, columns, recurrent_, b.d_reset_h,
-                     hidden_padded_, Init::zero);
+            multiply(d_slots, slots_stride_, {1, s_.hidden, 0, 1}, b.packed_candidate, rows, columns, recurrent_,
+                     b.d_reset_h, hidden_padded_, Init::zero);
             for (int64_t row = rows.begin; row < rows.end; ++row) reset_row(d, steps, place.units, t, step, row);
             place.rows.wait();
         }
@@ -199,8 +199,8 @@ class BackwardPass {
             for (int64_t r = 0; r < count; ++r) a_row[r] = a + (b + r) * a_stride;
             for (int64_t n = columns.begin; n < columns.end; n += kTile) {
                 for (int64_t r = 0; r < count; ++r) c_row[r] = c + (b + r) * c_stride + n;
-                multiply_panel(wide_vectors<T>(width - n), a_row, count, reduction, packed + n * length, c_row, kLanes, init,
-                               static_cast<const T*>(nullptr));
+                multiply_panel(wide_vectors<T>(width - n), a_row, count, reduction, packed + n * length, c_row, kLanes,
+                               init, static_cast<const T*>(nullptr));
             }
         }
     }
@@ -335,8 +335,8 @@ class BackwardPass {
             const bool from_x = slot >= C::kInputBegin && slot < C::kInputBegin + C::kInputCount;
             const bool from_h = slot >= C::kRecurrentBegin && slot < C::kRecurrentBegin + C::kRecurrentCount;
             if (from_x && out.d_w_ih) {
-                sum_outer_products(d_slot, slots_stride_, x_row, s_.rows, units, s_.input, as(out.d_w_ih) + at * s_.input,
-                                   scratch);
+                sum_outer_products(d_slot, slots_stride_, x_row, s_.rows, units, s_.input,
+                                   as(out.d_w_ih) + at * s_.input, scratch);
             }
             if (from_h && out.d_w_hh) {
                 sum_outer_products(d_slot, slots_stride_, h_row, s_.rows, units, recurrent_,
@@ -352,8 +352,8 @@ class BackwardPass {
             }
         }
         if (s_.projection && out.d_w_hr) {
-            sum_outer_products(b.d_y, recurrent_padded_, unprojected_row, s_.rows, split(recurrent_, kLanes, thread, threads),
-                               s_.hidden, as(out.d_w_hr), scratch);
+            sum_outer_products(b.d_y, recurrent_padded_, unprojected_row, s_.rows,
+                               split(recurrent_, kLanes, thread, threads), s_.hidden, as(out.d_w_hr), scratch);
         }
     }
 
@@ -371,7 +371,8 @@ class BackwardPass {
         static const T* h(const void* context, int64_t row) {
             const Steps& steps = of(context).steps;
             const int64_t t = steps.time_of_row(row);
-            return of(context).pass.previous_h(steps.reverse ? 1 : 0, steps, steps.time_of(t), row - steps.first_row(t));
+            return of(context).pass.previous_h(steps.reverse ? 1 : 0, steps, steps.time_of(t),
+                                               row - steps.first_row(t));
         }
         static const T* reset_h(const void* context, int64_t row) {
             return of(context).buffers.reset_h + row * of(context).pass.hidden_padded_;

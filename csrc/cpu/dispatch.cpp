@@ -21,8 +21,8 @@ struct Target {
 #if defined(FASTRNN_X86)
 // the runtime's cpuid test also asks the operating system whether it keeps the wide registers
 bool has_avx512() {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
 }
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 #endif
@@ -48,7 +48,8 @@ const Target* require(const char* name) {
     std::string names;
     for (const Target& target : kTargets) names += (names.empty() ? "" : ", ") + std::string(target.name);
     const Target* target = find(name);
-    if (!target) throw std::runtime_error(std::string("unknown instruction set '") + name + "'; this build has " + names);
+    if (!target)
+        throw std::runtime_error(std::string("unknown instruction set '") + name + "'; this build has " + names);
     if (!target->supported()) {
         throw std::runtime_error(std::string("this CPU does not support the instruction set '") + name + "'");
     }
@@ -105,9 +106,7 @@ bool isa_supported(const char* name) {
     return target && target->supported();
 }
 
-void force_isa(const char* name) {
-    active.store(*name ? require(name) : choose(), std::memory_order_release);
-}
+void force_isa(const char* name) { active.store(*name ? require(name) : choose(), std::memory_order_release); }
 
 size_t forward_workspace_bytes(const ForwardParams& params) {
     return active_kernels().forward_workspace_bytes(with_usable_threads(params));

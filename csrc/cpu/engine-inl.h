@@ -35,9 +35,8 @@ auto visit_cell(Cell cell, Activation activation, const Visit& visit) {
 
 template <template <class, class> class Pass, class Params, class Visit>
 auto visit_pass(const Params& params, const Visit& visit) {
-    return params.dtype == DType::float64
-               ? visit_cell<Pass, double>(params.cell, params.activation, visit)
-               : visit_cell<Pass, float>(params.cell, params.activation, visit);
+    return params.dtype == DType::float64 ? visit_cell<Pass, double>(params.cell, params.activation, visit)
+                                          : visit_cell<Pass, float>(params.cell, params.activation, visit);
 }
 
 template <class Params>
@@ -58,9 +57,7 @@ struct Run {
     }
 };
 
-size_t forward_workspace(const ForwardParams& p) {
-    return visit_pass<ForwardPass>(p, WorkspaceOf<ForwardParams>{p});
-}
+size_t forward_workspace(const ForwardParams& p) { return visit_pass<ForwardPass>(p, WorkspaceOf<ForwardParams>{p}); }
 size_t backward_workspace(const BackwardParams& p) {
     return visit_pass<BackwardPass>(p, WorkspaceOf<BackwardParams>{p});
 }

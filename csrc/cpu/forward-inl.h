@@ -1,10 +1,11 @@
 // The forward pass of a layer: one parallel region; in it, for each chunk of time steps, the product with x for all of
 // the chunk at once, then step by step the product with h and the cell.
 //
-// Weights are packed once a call; a block of rows stays with a tile of units from the product to the cell, so that the gates
-// are read back from the nearest cache.
+// Weights are packed once a call; a block of rows stays with a tile of units from the product to the cell, so that the
+// gates are read back from the nearest cache.
 //
-// Cost: max(2 N G H (I + R) / peak, T x bytes of packed weights / bandwidth), plus a barrier a step where units are split.
+// Cost: max(2 N G H (I + R) / peak, T x bytes of packed weights / bandwidth), plus a barrier a step where units are
+// split.
 #pragma once
 
 #include "panels-inl.h"
@@ -12,8 +13,8 @@
 namespace fastrnn {
 namespace {
 
-constexpr int64_t kChunkBytes = 256 * 1024;      // preactivations of a chunk, a thread
-constexpr int64_t kUnpackedRows = 4;             // up to here reading the weights as they lie beats packing them
+constexpr int64_t kChunkBytes = 256 * 1024;  // preactivations of a chunk, a thread
+constexpr int64_t kUnpackedRows = 4;         // up to here reading the weights as they lie beats packing them
 
 template <class T, class C>
 class ForwardPass {
@@ -86,8 +87,8 @@ class ForwardPass {
     }
 
     void work(int thread, int threads) {
-        Place place = find_place(s_, C::kGates, kTile, sizeof(T), kBarriers + (s_.projection ? 1 : 0), flags_, threads,
-                                 thread);
+        Place place =
+            find_place(s_, C::kGates, kTile, sizeof(T), kBarriers + (s_.projection ? 1 : 0), flags_, threads, thread);
         for (int d = place.first_direction; d <= place.last_direction; ++d) {
             prepare(d, place);
             if (place.works) run_direction(d, place);
@@ -117,7 +118,8 @@ class ForwardPass {
         const T *b_ih = weight(w.b_ih), *b_hh = weight(w.b_hh);
         for (int slot = 0; slot < C::kSlots; ++slot) {
             const bool from_x = slot >= C::kInputBegin && slot < C::kInputBegin + C::kInputCount;
-            const bool from_h = C::kResetBefore || (slot >= C::kRecurrentBegin && slot < C::kRecurrentBegin + C::kRecurrentCount);
+            const bool from_h =
+                C::kResetBefore || (slot >= C::kRecurrentBegin && slot < C::kRecurrentBegin + C::kRecurrentCount);
             const int64_t at = C::gate_of_slot(slot) * s_.hidden;
             for (int64_t u = units.begin; u < units.end; ++u) {
                 bias[slot * hidden_padded_ + u] =
@@ -162,7 +164,7 @@ class ForwardPass {
         const auto flush = [&] {
             for (int64_t u = units.begin; u < units.end; u += kTile) {
                 panels_.multiply(a, filled, s_.input, weight(p_.weights[d].w_ih), buffers_[d].packed_ih, C::kInputBegin,
-                              C::kInputCount, u, c, Init::bias, buffers_[d].bias);
+                                 C::kInputCount, u, c, Init::bias, buffers_[d].bias);
             }
             for (int slot = C::kInputBegin + C::kInputCount; slot < C::kSlots; ++slot) {  // fed by h alone
                 const int64_t at = slot * hidden_padded_ + units.begin;
@@ -195,7 +197,8 @@ class ForwardPass {
     }
 
     void run_step(int d, const Steps& steps, Range rows, Place& place, int64_t step, int64_t step_in_chunk) {
-        const int64_t t = steps.time_of(step), end = Steps::min(rows.end, steps.count(t)), carried = steps.carried(step);
+        const int64_t t = steps.time_of(step), end = Steps::min(rows.end, steps.count(t)),
+                      carried = steps.carried(step);
         const Weights& w = p_.weights[d];
         Buffers& buffers = buffers_[d];
         // a block of rows stays with a tile of units from the product to the cell
@@ -216,7 +219,7 @@ class ForwardPass {
         if constexpr (C::kResetBefore) {
             for_each_block([&](int64_t u, int64_t b, int64_t count, const T* const* h, T* const* slots) {
                 panels_.multiply(h, count, recurrent_, weight(w.w_hh), buffers.packed_hh, C::kRecurrentBegin,
-                              C::kRecurrentCount, u, slots, Init::accumulate, buffers.bias);
+                                 C::kRecurrentCount, u, slots, Init::accumulate, buffers.bias);
                 reset_tile(d, u, b, count, carried, h, slots);
             });
             place.rows.wait();
@@ -226,10 +229,10 @@ class ForwardPass {
                 const T* reset_h[kRowBlock];
                 for (int64_t r = 0; r < count; ++r) reset_h[r] = buffers.reset_h + (b + r) * hidden_padded_;
                 panels_.multiply(reset_h, count, recurrent_, weight(w.w_hh), buffers.packed_candidate, 0, 1, u, slots,
-                              Init::accumulate, buffers.bias);
+                                 Init::accumulate, buffers.bias);
             } else {
                 panels_.multiply(h, count, recurrent_, weight(w.w_hh), buffers.packed_hh, C::kRecurrentBegin,
-                              C::kRecurrentCount, u, slots, Init::accumulate, buffers.bias);
+                                 C::kRecurrentCount, u, slots, Init::accumulate, buffers.bias);
             }
             cell_tile(d, steps, t, step, u, b, count, carried, h, slots);
         });
@@ -253,8 +256,8 @@ class ForwardPass {
         }
     }
 
-    void cell_tile(int d, const Steps& steps, int64_t t, int64_t step, int64_t u, int64_t b, int64_t count, int64_t carried,
-                   const T* const* h, T* const* slots) {
+    void cell_tile(int d, const Steps& steps, int64_t t, int64_t step, int64_t u, int64_t b, int64_t count,
+                   int64_t carried, const T* const* h, T* const* slots) {
         Buffers& buffers = buffers_[d];
         const Rows<T> y{static_cast<T*>(p_.y) + d * recurrent_, p_.y_stride_time, p_.y_stride_batch};
         const T* c0 = C::kHasCellState && p_.c0 ? static_cast<const T*>(p_.c0) + d * s_.batch * s_.hidden : nullptr;
@@ -308,7 +311,8 @@ class ForwardPass {
                     c[r] = next + (b + r) * recurrent_padded_ + u;
                 }
                 multiply_panel(wide_vectors<T>(recurrent_ - u), a, count, panels_.along(s_.hidden),
-                               buffers.packed_hr + u * s_.hidden, c, kLanes, Init::zero, static_cast<const T*>(nullptr));
+                               buffers.packed_hr + u * s_.hidden, c, kLanes, Init::zero,
+                               static_cast<const T*>(nullptr));
                 for (int64_t r = 0; r < count; ++r) {
                     copy(c[r], y.at(steps, t, b + r) + u, Steps::min(kLanes * kWide, recurrent_ - u));
                 }

@@ -83,8 +83,8 @@ void multiply_few(const T* const* a, int64_t rows, const Reduction& reduction, c
 
 // any number of rows against one panel of `Vectors` vectors
 template <class T, int Vectors>
-FASTRNN_NOINLINE void multiply_rows(const T* const* a, int64_t rows, const Reduction& reduction, const T* panel, T* const* c,
-                   int64_t vector_stride, Init init, const T* bias) {
+FASTRNN_NOINLINE void multiply_rows(const T* const* a, int64_t rows, const Reduction& reduction, const T* panel,
+                                    T* const* c, int64_t vector_stride, Init init, const T* bias) {
     constexpr int kBlock = kMaxRows<Vectors>;
     for (int64_t r = 0; r < rows; r += kBlock) {
         multiply_few<T, kBlock, Vectors>(a + r, rows - r < kBlock ? rows - r : kBlock, reduction, panel, c + r,
@@ -105,7 +105,8 @@ void multiply_panel(int vectors, const T* const* a, int64_t rows, const Reductio
 
 // Packs one vector of a panel from B^T: out[k * out_stride + l] = w[l * row_stride + k] for l < columns, else 0.
 template <class T>
-FASTRNN_NOINLINE void pack_transposed(const T* w, int64_t row_stride, int64_t columns, int64_t length, T* out, int64_t out_stride) {
+FASTRNN_NOINLINE void pack_transposed(const T* w, int64_t row_stride, int64_t columns, int64_t length, T* out,
+                                      int64_t out_stride) {
     using V = Vec<T>;
     constexpr int kLanes = V::kLanes;
     for (int64_t k = 0; k < length; k += kLanes) {

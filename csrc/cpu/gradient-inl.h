@@ -1,8 +1,9 @@
 // Gradients of weights and biases: sums over all rows of the sequence, made after the loop over time.
 //
-// d_w[m, n] = sum over rows of d[row, m] * b[row, n], in blocks of kDepth rows: B's block is packed into panels, A's into
-// runs of a row block's width. Each block's sum is made on its own and then added, which bounds the rounding error by the
-// block and not by the length of the sequence. Blocks do not depend on the number of threads, so neither does the result.
+// d_w[m, n] = sum over rows of d[row, m] * b[row, n], in blocks of kDepth rows: B's block is packed into panels, A's
+// into runs of a row block's width. Each block's sum is made on its own and then added, which bounds the rounding error
+// by the block and not by the length of the sequence. Blocks do not depend on the number of threads, so neither does
+// the result.
 #pragma once
 
 #include "plan-inl.h"
@@ -26,8 +27,8 @@ struct RowSource {
 
 // out[m, 0 .. columns) for m in `range`; a: column m of row r at a[r * a_stride + m]
 template <class T>
-FASTRNN_NOINLINE void sum_outer_products(const T* a, int64_t a_stride, RowSource<T> b, int64_t rows, Range range, int64_t columns, T* out,
-                        T* scratch) {
+FASTRNN_NOINLINE void sum_outer_products(const T* a, int64_t a_stride, RowSource<T> b, int64_t rows, Range range,
+                                         int64_t columns, T* out, T* scratch) {
     constexpr int64_t kLanes = Vec<T>::kLanes, kPanel = 4 * kLanes;
     constexpr int kBlock = kMaxRows<4>;
     if (rows == 0) {
@@ -42,7 +43,8 @@ FASTRNN_NOINLINE void sum_outer_products(const T* a, int64_t a_stride, RowSource
             const int64_t depth = rows - first < kDepth ? rows - first : kDepth;
             for (int64_t k = 0; k < depth; ++k) {
                 const T* row = b.at(b.context, first + k) + first_column;
-                for (int64_t n = 0; n < width; n += kPanel) pack_row(row + n, width - n, 4, packed_b + n * depth + k * kPanel);
+                for (int64_t n = 0; n < width; n += kPanel)
+                    pack_row(row + n, width - n, 4, packed_b + n * depth + k * kPanel);
             }
             for (int64_t m = range.begin; m < range.end; m += kBlock) {
                 const int64_t height = range.end - m < kBlock ? range.end - m : kBlock;

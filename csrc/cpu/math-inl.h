@@ -4,8 +4,8 @@
 // (relative error 1.3e-8 in float, 2.2e-17 in double); then 2^n by its bits. Working with e^r - 1 keeps tanh
 // accurate near zero without a second range.
 //
-// The largest errors, over all 2^32 float inputs, are in kMaxUlp of tests/csrc/test_math.cpp, which checks them. Results under the smallest normal number may be flushed to zero.
-// NaN gives NaN; -inf and +inf give the exact limits.
+// The largest errors, over all 2^32 float inputs, are in kMaxUlp of tests/csrc/test_math.cpp, which checks them.
+// Results under the smallest normal number may be flushed to zero. NaN gives NaN; -inf and +inf give the exact limits.
 #pragma once
 
 #include "vec.h"
@@ -24,7 +24,7 @@ struct ExpConstants<float> {
     static constexpr float kLowest = -87.0f;  // e^x stays a normal number
     static constexpr float kHighest = 89.0f;  // n = 128 gives 2^n = inf, as it must beyond 88.73
     static constexpr float kTanhFlat = 10.0f;
-    static constexpr float kQ[] = {1.000000011f,    0.5000000014f,   0.16666502f,
+    static constexpr float kQ[] = {1.000000011f,   0.5000000014f,   0.16666502f,
                                    0.04166646094f, 0.008369508219f, 0.001393409035f};
 };
 
@@ -36,10 +36,17 @@ struct ExpConstants<double> {
     static constexpr double kLowest = -708.0;
     static constexpr double kHighest = 710.0;
     static constexpr double kTanhFlat = 20.0;
-    static constexpr double kQ[] = {
-        1.0, 0.5000000000000005904, 0.1666666666666667121, 0.04166666666656933378,
-        0.008333333333325847985, 0.001388888893381381305, 0.0001984126987581957906, 0.00002480150267412631339,
-        2.755725413931689046e-6, 2.76270501551510515e-7, 2.510573921958671297e-8};
+    static constexpr double kQ[] = {1.0,
+                                    0.5000000000000005904,
+                                    0.1666666666666667121,
+                                    0.04166666666656933378,
+                                    0.008333333333325847985,
+                                    0.001388888893381381305,
+                                    0.0001984126987581957906,
+                                    0.00002480150267412631339,
+                                    2.755725413931689046e-6,
+                                    2.76270501551510515e-7,
+                                    2.510573921958671297e-8};
 };
 
 // e^x = scale * (1 + expm1_r), for kLowest <= x <= kHighest or NaN

@@ -1,5 +1,5 @@
-// Weights in the form that each pass multiplies with: panels of packed columns (gemm-inl.h), or, for very few rows, as torch
-// keeps them.
+// Weights in the form that each pass multiplies with: panels of packed columns (gemm-inl.h), or, for very few rows, as
+// torch keeps them.
 #pragma once
 
 #include "plan-inl.h"
@@ -8,7 +8,7 @@ namespace fastrnn {
 namespace {
 
 constexpr int64_t kRowBlock = 96;  // rows that meet a panel while it is near
-constexpr int kWide = 4;            // vectors in a panel of plain columns
+constexpr int kWide = 4;           // vectors in a panel of plain columns
 
 // vectors that the panel beginning at a column has, when `columns` are left
 template <class T>
@@ -39,12 +39,14 @@ FASTRNN_NOINLINE void pack_wide(const T* w, int64_t rows, int64_t columns, int64
     for (int64_t n = range.begin; n < range.end; n += kLanes * kWide) {
         const int vectors = wide_vectors<T>(columns - n);
         T* out = packed + n * length + first * vectors * kLanes;
-        for (int64_t k = 0; k < rows; ++k, out += vectors * kLanes) pack_row(w + k * columns + n, columns - n, vectors, out);
+        for (int64_t k = 0; k < rows; ++k, out += vectors * kLanes)
+            pack_row(w + k * columns + n, columns - n, vectors, out);
     }
 }
 
-// The gates' weights of a forward pass: w [G*H, length]. A panel is one vector of units and all slots of a product, so that
-// the gates of the same units come out side by side; a product with a single slot takes kWide vectors of units instead.
+// The gates' weights of a forward pass: w [G*H, length]. A panel is one vector of units and all slots of a product, so
+// that the gates of the same units come out side by side; a product with a single slot takes kWide vectors of units
+// instead.
 template <class T, class C>
 class GatePanels {
     using V = Vec<T>;
@@ -74,13 +76,13 @@ class GatePanels {
 
     // out[r] slots begin .. begin + count, units u .. u + kTile, (+)= a[r] w^T
     void multiply(const T* const* a, int64_t rows, int64_t length, const T* w, const T* packed, int begin, int count,
-                       int64_t u, T* const* out, Init init, const T* bias) const {
+                  int64_t u, T* const* out, Init init, const T* bias) const {
         if (unpacked_) return multiply_unpacked_tile(a, rows, length, w, begin, count, u, out, init, bias);
         T* c[kRowBlock];
         if (count == 1) {
             for (int64_t r = 0; r < rows; ++r) c[r] = out[r] + begin * hidden_padded_ + u;
-            return multiply_panel(wide_vectors<T>(hidden_ - u), a, rows, along(length), packed + u * length, c, kLanes, init,
-                                  bias + begin * hidden_padded_ + u);
+            return multiply_panel(wide_vectors<T>(hidden_ - u), a, rows, along(length), packed + u * length, c, kLanes,
+                                  init, bias + begin * hidden_padded_ + u);
         }
         for (int64_t v = u; v < u + kTile && v < hidden_; v += kLanes) {
             for (int64_t r = 0; r < rows; ++r) c[r] = out[r] + begin * hidden_padded_ + v;

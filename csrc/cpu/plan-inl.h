@@ -96,7 +96,8 @@ struct Schedule {
 
 // The quickest way for `threads` threads to run one direction: rows are split without any barrier, units with one (or
 // more) a step, in which case each thread keeps only its own part of the weights near.
-inline Schedule choose_schedule(const Shape& shape, int gates, int64_t tile, int64_t element, int barriers, int threads) {
+inline Schedule choose_schedule(const Shape& shape, int gates, int64_t tile, int64_t element, int barriers,
+                                int threads) {
     const int64_t recurrent = shape.projection ? shape.projection : shape.hidden;
     const double mean_batch = shape.time ? static_cast<double>(shape.rows) / static_cast<double>(shape.time) : 0;
     const int64_t tiles = (shape.hidden + tile - 1) / tile;
@@ -171,8 +172,8 @@ inline int useful_threads(const Shape& shape, int gates, double passes, int want
     const int64_t recurrent = shape.projection ? shape.projection : shape.hidden;
     const double weights = static_cast<double>(shape.directions * gates) * static_cast<double>(shape.hidden) *
                            static_cast<double>(shape.input + recurrent);
-    const double seconds = passes * (weights * 2 * static_cast<double>(shape.rows) * kFlopSeconds +
-                                     weights * 4 * kByteSecondsFar);
+    const double seconds =
+        passes * (weights * 2 * static_cast<double>(shape.rows) * kFlopSeconds + weights * 4 * kByteSecondsFar);
     const double useful = seconds / kWorthAThread;
     return useful < 2 ? 1 : useful < wanted ? static_cast<int>(useful) : wanted;
 }

@@ -76,9 +76,7 @@ FASTRNN_INLINE Vec<T> absolute(Vec<T> x) {
 }
 
 #if defined(__AVX512F__)
-FASTRNN_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
-    return _mm512_fmadd_ps(a.raw, b.raw, c.raw);
-}
+FASTRNN_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return _mm512_fmadd_ps(a.raw, b.raw, c.raw); }
 FASTRNN_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
     return _mm512_fmadd_pd(a.raw, b.raw, c.raw);
 }
@@ -97,9 +95,7 @@ FASTRNN_INLINE void store_partial(Vec<double> v, double* p, int64_t lanes) {
 }
 #else
 #if defined(__AVX2__)
-FASTRNN_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
-    return _mm256_fmadd_ps(a.raw, b.raw, c.raw);
-}
+FASTRNN_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return _mm256_fmadd_ps(a.raw, b.raw, c.raw); }
 FASTRNN_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
     return _mm256_fmadd_pd(a.raw, b.raw, c.raw);
 }

@@ -1,5 +1,5 @@
-// One time step's arithmetic as one launch, for the engine that runs its products through a GEMM library: every size, every
-// cell, float32 and float64. Cost: each gate and state read or written once, (2 G + 2 .. 4 + S) H values a row.
+// One time step's arithmetic as one launch, for the engine that runs its products through a GEMM library: every size,
+// every cell, float32 and float64. Cost: each gate and state read or written once, (2 G + 2 .. 4 + S) H values a row.
 #include "common.cuh"
 
 #include "../cells/gru.h"
@@ -27,7 +27,8 @@ __global__ void cell_step_kernel(CellStepForward step) {
     for (int slot = 0; slot < C::kSlots; ++slot) {
         const int64_t at = C::gate_of_slot(slot) * step.hidden;
         const bool from_x = slot >= C::kInputBegin && slot < C::kInputBegin + C::kInputCount;
-        const bool from_h = C::kResetBefore || (slot >= C::kRecurrentBegin && slot < C::kRecurrentBegin + C::kRecurrentCount);
+        const bool from_h =
+            C::kResetBefore || (slot >= C::kRecurrentBegin && slot < C::kRecurrentBegin + C::kRecurrentCount);
         slots[slot] = (from_x ? gates_x[at] : T(0)) + (from_h ? gates_h[at] : T(0));
     }
     const T h = static_cast<const T*>(step.h)[index];

@@ -1,5 +1,5 @@
-// Checks of the ops' arguments, written as shapes. The modules check first, with torch.nn's messages; these guard direct
-// calls of the ops.
+// Checks of the ops' arguments, written as shapes. The modules check first, with torch.nn's messages; these guard
+// direct calls of the ops.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -23,8 +23,8 @@ inline void check_shape(const char* name, const Tensor& tensor, std::initializer
     const auto sizes = tensor.sizes();
     bool same = sizes.size() == expected.size();
     for (size_t i = 0; same && i < expected.size(); ++i) same = sizes[i] == expected.begin()[i];
-    STD_TORCH_CHECK(same, "fastrnn: ", name, " must have shape ", shape_text(expected.begin(), expected.size()), ", got ",
-                    shape_text(sizes.data(), sizes.size()));
+    STD_TORCH_CHECK(same, "fastrnn: ", name, " must have shape ", shape_text(expected.begin(), expected.size()),
+                    ", got ", shape_text(sizes.data(), sizes.size()));
 }
 
 inline void check_dtype(const char* name, const Tensor& tensor, const Tensor& x) {

@@ -87,9 +87,9 @@ struct Layer {
         STD_TORCH_CHECK(x.dim() == dim, "fastrnn: x must have ", dim, " dimensions, got ", x.dim());
         shape.input = x.size(dim - 1);
         if (packed) {
-            STD_TORCH_CHECK(batch_sizes->dim() == 1 && batch_sizes->scalar_type() == ScalarType::Long &&
-                                batch_sizes->is_cpu(),
-                            "fastrnn: batch_sizes must be an int64 CPU tensor of one dimension");
+            STD_TORCH_CHECK(
+                batch_sizes->dim() == 1 && batch_sizes->scalar_type() == ScalarType::Long && batch_sizes->is_cpu(),
+                "fastrnn: batch_sizes must be an int64 CPU tensor of one dimension");
             batch_sizes = torch::stable::contiguous(*batch_sizes);
             shape.batch_sizes = static_cast<const int64_t*>(batch_sizes->data_ptr());
             shape.time = batch_sizes->numel();
@@ -101,7 +101,8 @@ struct Layer {
                                 "fastrnn: batch_sizes must be positive and never rise");
                 rows += previous = shape.batch_sizes[t];
             }
-            STD_TORCH_CHECK(rows == shape.rows, "fastrnn: batch_sizes add up to ", rows, " rows, but x has ", shape.rows);
+            STD_TORCH_CHECK(rows == shape.rows, "fastrnn: batch_sizes add up to ", rows, " rows, but x has ",
+                            shape.rows);
             STD_TORCH_CHECK(h0.has_value(), "fastrnn: packed input needs h0");
         } else {
             shape.time = x.size(batch_first ? 1 : 0);
@@ -116,7 +117,8 @@ struct Layer {
         weights_per_direction = static_cast<int>(weights.size()) / shape.directions;
         const bool projected = cell == Cell::lstm && weights_per_direction == base + 1;
         STD_TORCH_CHECK(weights.size() == static_cast<size_t>(shape.directions * (base + (projected ? 1 : 0))),
-                        "fastrnn: ", shape.directions, " direction(s) take ", base, " weights each, got ", weights.size());
+                        "fastrnn: ", shape.directions, " direction(s) take ", base, " weights each, got ",
+                        weights.size());
         STD_TORCH_CHECK(weights[1].dim() == 2, "fastrnn: w_hh must have 2 dimensions");
         const int64_t gates = gate_count(cell);
         shape.hidden = weights[1].size(0) / gates;

@@ -160,23 +160,25 @@ StateResult gru_forward(Tensor x, MaybeTensor h0, std::vector<Tensor> weights, M
 
 StateGradients gru_backward(MaybeTensor d_y, MaybeTensor d_h_n, Tensor x, MaybeTensor h0, std::vector<Tensor> weights,
                             MaybeTensor batch_sizes, Tensor y, Tensor reserve, bool has_biases, bool batch_first,
-                            bool bidirectional, bool reset_after, std::string activation, bool needs_x, bool needs_state,
-                            bool needs_weights) {
+                            bool bidirectional, bool reset_after, std::string activation, bool needs_x,
+                            bool needs_state, bool needs_weights) {
     return without_cell_state(layer_backward(gru_layer(x, h0, std::move(weights), batch_sizes, has_biases, batch_first,
                                                        bidirectional, reset_after, activation),
-                                             {d_y, d_h_n, std::nullopt}, y, reserve, {needs_x, needs_state, needs_weights}));
+                                             {d_y, d_h_n, std::nullopt}, y, reserve,
+                                             {needs_x, needs_state, needs_weights}));
 }
 
 Layer rnn_layer(Tensor x, MaybeTensor h0, std::vector<Tensor> weights, MaybeTensor batch_sizes, bool has_biases,
                 bool batch_first, bool bidirectional, const std::string& nonlinearity) {
-    return Layer(parse_nonlinearity(nonlinearity), Activation::tanh, x, h0, std::nullopt, std::move(weights), batch_sizes,
-                 has_biases, batch_first, bidirectional);
+    return Layer(parse_nonlinearity(nonlinearity), Activation::tanh, x, h0, std::nullopt, std::move(weights),
+                 batch_sizes, has_biases, batch_first, bidirectional);
 }
 
 StateResult rnn_forward(Tensor x, MaybeTensor h0, std::vector<Tensor> weights, MaybeTensor batch_sizes, bool has_biases,
                         bool batch_first, bool bidirectional, std::string nonlinearity, bool training) {
     return without_cell_state(layer_forward(
-        rnn_layer(x, h0, std::move(weights), batch_sizes, has_biases, batch_first, bidirectional, nonlinearity), training));
+        rnn_layer(x, h0, std::move(weights), batch_sizes, has_biases, batch_first, bidirectional, nonlinearity),
+        training));
 }
 
 StateGradients rnn_backward(MaybeTensor d_y, MaybeTensor d_h_n, Tensor x, MaybeTensor h0, std::vector<Tensor> weights,

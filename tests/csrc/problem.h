@@ -1,5 +1,6 @@
 // One layer with its inputs and incoming gradients, and what a loop over scalars in double precision makes of it.
-// Arrays are dense in the order of the shapes in kernels.h; sequences are [N, features] with row (t, b) at row_of(t, b).
+// Arrays are dense in the order of the shapes in kernels.h; sequences are [N, features] with row (t, b) at row_of(t,
+// b).
 #pragma once
 
 #include <string>

@@ -25,8 +25,15 @@ template <class T>
 class Runner {
    public:
     Runner(const Problem& p, const Tensors& given, Layout layout, int threads)
-        : p_(p), layout_(layout), threads_(threads), x_(p, p.input, layout, given.x), y_(sequence(features())),
-          h0_(given.h0), c0_(given.c0), h_n_(states(p.recurrent())), c_n_(states(p.lstm() ? p.hidden : 0)),
+        : p_(p),
+          layout_(layout),
+          threads_(threads),
+          x_(p, p.input, layout, given.x),
+          y_(sequence(features())),
+          h0_(given.h0),
+          c0_(given.c0),
+          h_n_(states(p.recurrent())),
+          c_n_(states(p.lstm() ? p.hidden : 0)),
           reserve_(p.directions * p.rows() * fastrnn::saved_values(p.cell) * fastrnn::padded_units(p.hidden)) {
         for (int d = 0; d < p.directions; ++d) {
             const Tensors::Direction& w = given.weights[d];
@@ -113,8 +120,9 @@ class Runner {
         params.dtype = dtype_of<T>();
         params.cell = p_.cell;
         params.activation = p_.activation;
-        params.shape = {p_.time,       p_.batch,      p_.rows(), p_.input, p_.hidden,
-                        p_.projection, p_.directions, p_.batch_sizes.empty() ? nullptr : p_.batch_sizes.data()};
+        params.shape = {
+            p_.time,   p_.batch,      p_.rows(),     p_.input,
+            p_.hidden, p_.projection, p_.directions, p_.batch_sizes.empty() ? nullptr : p_.batch_sizes.data()};
         for (int d = 0; d < p_.directions; ++d) {
             const Array<T>* w = &weights_[static_cast<size_t>(5 * d)];
             params.weights[d] = {w[0].data(), w[1].data(), w[2].data_or_null(), w[3].data_or_null(),

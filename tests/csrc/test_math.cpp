@@ -32,12 +32,14 @@ double exact(MathFunction function, double x) {
     return function == MathFunction::tanh ? std::tanh(x) : 1 / (1 + std::exp(-x));
 }
 
-// |got - want| in units in the last place of T; below the smallest normal number, where zero is allowed, in that number's
+// |got - want| in units in the last place of T; below the smallest normal number, where zero is allowed, in that
+// number's
 template <class T, class Wide>
 double error_in_ulp(T got, Wide want) {
     if (std::isnan(want)) return std::isnan(got) ? 0 : HUGE_VAL;
     const Wide magnitude = std::fabs(want);
-    if (magnitude < std::numeric_limits<T>::min()) return std::fabs(static_cast<Wide>(got)) <= std::numeric_limits<T>::min() ? 0 : HUGE_VAL;
+    if (magnitude < std::numeric_limits<T>::min())
+        return std::fabs(static_cast<Wide>(got)) <= std::numeric_limits<T>::min() ? 0 : HUGE_VAL;
     int exponent;
     std::frexp(magnitude, &exponent);
     return static_cast<double>(std::fabs(static_cast<Wide>(got) - want) /
@@ -74,10 +76,12 @@ void test_special_values(const MaxUlp& f, void (*evaluate)(MathFunction, const T
     const T in[] = {-inf, inf, -max, max, T(0), -T(0), std::numeric_limits<T>::quiet_NaN()};
     T out[7];
     evaluate(f.function, in, out, 7);
-    const T low = f.function == MathFunction::tanh ? T(-1) : T(0), middle = f.function == MathFunction::tanh ? T(0) : T(0.5);
+    const T low = f.function == MathFunction::tanh ? T(-1) : T(0),
+            middle = f.function == MathFunction::tanh ? T(0) : T(0.5);
     const T want[] = {low, T(1), low, T(1), middle, middle};
     for (int i = 0; i < 6; ++i) {
-        CHECK(std::fabs(out[i] - want[i]) <= std::numeric_limits<T>::min(), std::string(f.name) + " of special " + std::to_string(i));
+        CHECK(std::fabs(out[i] - want[i]) <= std::numeric_limits<T>::min(),
+              std::string(f.name) + " of special " + std::to_string(i));
     }
     CHECK(std::isnan(out[6]), f.name);
 }

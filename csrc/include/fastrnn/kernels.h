@@ -85,9 +85,9 @@ struct ForwardParams {
     const void* c0;  // [D, B, H], or null for zeros; LSTM only
     void* y;         // [T, B, D*R] or [N, D*R]; direction d writes features d*R .. (d+1)*R
     int64_t y_stride_time, y_stride_batch;
-    void* h_n;      // [D, B, R]
-    void* c_n;      // [D, B, H]; LSTM only
-    void* reserve;  // [D, N, S, padded_units(H)], or null when no backward pass follows
+    void* h_n;        // [D, B, R]
+    void* c_n;        // [D, B, H]; LSTM only
+    void* reserve;    // [D, N, S, padded_units(H)], or null when no backward pass follows
     void* workspace;  // forward_workspace_bytes() bytes, 64-byte aligned, no content expected or left
     int threads;      // at most this many threads work; the result does not depend on it
 };
@@ -124,9 +124,9 @@ void forward(const ForwardParams& params);
 void backward(const BackwardParams& params);
 
 // Instruction sets in order of preference: "avx512", "avx2", "generic".
-const char* active_isa();                // FASTRNN_FORCE_ISA, else the first that the CPU has
-bool isa_compiled(const char* name);     // in this build
-bool isa_supported(const char* name);    // compiled, and this CPU has it
-void force_isa(const char* name);        // "" goes back to the choice above; throws std::runtime_error for a
-                                         // name that is unknown or that the CPU lacks
+const char* active_isa();              // FASTRNN_FORCE_ISA, else the first that the CPU has
+bool isa_compiled(const char* name);   // in this build
+bool isa_supported(const char* name);  // compiled, and this CPU has it
+void force_isa(const char* name);      // "" goes back to the choice above; throws std::runtime_error for a
+                                       // name that is unknown or that the CPU lacks
 }  // namespace fastrnn

@@ -1,0 +1,69 @@
+"""What the modules share: the options that torch.nn lacks, the fit of arguments, the way to torch.nn's forward."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fastrnn import _ops
+from fastrnn.reference import ACTIVATIONS
+
+_AUTOCAST = frozenset({torch.float32, torch.bfloat16, torch.float16})
+
+
+def fits(tensor: object, shape: tuple[int, ...], like: Tensor) -> bool:
+    """Whether it is a tensor of that shape, on like's device and of its dtype or one that autocast makes fit."""
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.shape == shape
+        and tensor.device == like.device
+        and (
+            tensor.dtype == like.dtype
+            or (tensor.dtype in _AUTOCAST and like.dtype in _AUTOCAST and _ops.autocasts(like))
+        )
+    )
+
+
+def check_activation(activation: str) -> str:
+    if activation not in ACTIVATIONS:
+        known = ", ".join(f"'{name}'" for name in ACTIVATIONS)
+        raise ValueError(f"Unknown activation '{activation}'. Select from {known}.")
+    return activation
+
+
+class Base(nn.Module):
+    """What layers and cells share: the options that torch.nn lacks, and the way to torch.nn's forward."""
+
+    # names of the options; the class's own values of them are those that make a module torch.nn's
+    own_options: ClassVar[tuple[str, ...]] = ()
+    _torch_forward: ClassVar[Callable[..., Any]]
+
+    def changed_options(self) -> dict[str, Any]:
+        """The options that make this module compute what torch.nn's does not."""
+        values = {name: getattr(self, name) for name in self.own_options}
+        return {name: value for name, value in values.items() if value != getattr(type(self), name)}
+
+    def extra_repr(self) -> str:
+        options = (f"{name}={value}" for name, value in self.changed_options().items())
+        return ", ".join([super().extra_repr(), *options])
+
+    def _states(self, hx: Any) -> Sequence[Tensor] | None:
+        """The states in hx, () if there is no hx, None if it is of the wrong kind."""
+        return () if hx is None else (hx,)
+
+    def _forward_by_torch(self, input: Any, hx: Any) -> Any:
+        result = self._torch_forward(input, hx)
+        if self.changed_options():
+            raise RuntimeError(
+                f"{self} takes input, hx and weights of one device and one dtype: "
+                "float32, float64, bfloat16 or float16"
+            )
+        return result
+
+
+def pair_states(self: Base, hx: Any) -> Sequence[Tensor] | None:
+    """The _states of an LSTM."""
+    if hx is None:
+        return ()
+    return hx if isinstance(hx, tuple | list) and len(hx) == 2 else None
