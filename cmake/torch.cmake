@@ -5,7 +5,18 @@ if(NOT EXISTS "${FASTRNN_TORCH_DIR}/include/torch/csrc/stable/library.h")
     message(FATAL_ERROR "FASTRNN_TORCH needs FASTRNN_TORCH_DIR, the folder of a torch package from 2.11 on; "
         "it is '${FASTRNN_TORCH_DIR}'")
 endif()
-find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
+find_package(Python 3.10 REQUIRED COMPONENTS Interpreter)
+execute_process(
+    COMMAND "${Python_EXECUTABLE}" -c "import sysconfig; print(sysconfig.get_path('include'))"
+    OUTPUT_VARIABLE python_include_dir OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
+include(CheckIncludeFileCXX)
+set(CMAKE_REQUIRED_INCLUDES "${python_include_dir}")
+check_include_file_cxx(Python.h FASTRNN_HAS_PYTHON_HEADERS)
+unset(CMAKE_REQUIRED_INCLUDES)
+if(NOT FASTRNN_HAS_PYTHON_HEADERS)
+    unset(FASTRNN_HAS_PYTHON_HEADERS CACHE)
+    message(FATAL_ERROR "Python.h is missing; on Debian, apt install python3-dev")
+endif()
 
 file(GLOB torch_sources CONFIGURE_DEPENDS csrc/torch/*.cpp)
 if(NOT FASTRNN_HAS_CUDA)
@@ -17,7 +28,7 @@ target_compile_definitions(_C PRIVATE
     Py_LIMITED_API=0x030A0000
     TORCH_TARGET_VERSION=0x020b000000000000
     $<$<BOOL:${FASTRNN_HAS_CUDA}>:FASTRNN_WITH_CUDA>)
-target_include_directories(_C SYSTEM PRIVATE "${FASTRNN_TORCH_DIR}/include" ${Python_INCLUDE_DIRS})
+target_include_directories(_C SYSTEM PRIVATE "${FASTRNN_TORCH_DIR}/include" "${python_include_dir}")
 target_link_libraries(_C PRIVATE fastrnn_options fastrnn_kernels OpenMP::OpenMP_CXX)
 if(FASTRNN_HAS_CUDA)
     target_link_libraries(_C PRIVATE fastrnn_cuda_kernels)

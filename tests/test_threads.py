@@ -13,7 +13,7 @@ from itertools import product
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import fastrnn
@@ -23,17 +23,23 @@ from helpers import (
     F32,
     F64,
     Case,
+    Inputs,
     Results,
     assert_bitwise,
     fast_module,
     make_inputs,
     module_pair,
-    run_module,
+    run,
 )
 
 COUNTS = (1, 2, 3, 8)
 # (batch, time, input, hidden): one row, split by hidden units; many rows, split by batch; both; neither
 SHAPES = [(1, 30, 16, 256), (64, 6, 12, 24), (16, 8, 40, 200), (2, 5, 3, 7), (7, 4, 65, 97), (40, 3, 8, 129)]
+
+
+def _run(module: nn.Module, case: Case, inputs: Inputs) -> Results:
+    """With the number of threads that is set."""
+    return run(module, module.named_parameters(), inputs, batch_first=case.batch_first)
 
 
 def _cases() -> list[Case]:
@@ -61,10 +67,10 @@ def _cases() -> list[Case]:
 def test_thread_counts_agree_bitwise(case: Case) -> None:
     module, inputs = fast_module(case), make_inputs(case)
     torch.set_num_threads(COUNTS[0])
-    expected = run_module(module, case, inputs)
+    expected = _run(module, case, inputs)
     for count in COUNTS[1:]:
         torch.set_num_threads(count)
-        assert_bitwise(run_module(module, case, inputs), expected)
+        assert_bitwise(_run(module, case, inputs), expected)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -73,9 +79,9 @@ def test_runs_agree_bitwise(cell: str, threads: int) -> None:
     case = Case(cell, 16, 12, 20, 100, dtype=F32, bidirectional=True, layers=2)
     module, inputs = fast_module(case), make_inputs(case)
     torch.set_num_threads(threads)
-    expected = run_module(module, case, inputs)
+    expected = _run(module, case, inputs)
     for _ in range(5):
-        assert_bitwise(run_module(module, case, inputs), expected)
+        assert_bitwise(_run(module, case, inputs), expected)
 
 
 def test_inference_agrees_bitwise_with_training() -> None:
@@ -91,13 +97,13 @@ def test_results_do_not_depend_on_what_ran_before() -> None:
     """Memory that a larger run left behind does not show."""
     small = Case("gru", 3, 4, 5, 13, dtype=F32)
     module, inputs = fast_module(small), make_inputs(small)
-    expected = run_module(module, small, inputs)
+    expected = _run(module, small, inputs)
     for cell in CELLS:
         large = Case(cell, 20, 5, 40, 150, dtype=F32, bidirectional=True)
         other, poisoned = fast_module(large), make_inputs(large)
         poisoned.x.fill_(float("nan"))
-        run_module(other, large, poisoned)
-        assert_bitwise(run_module(module, small, inputs), expected)
+        _run(other, large, poisoned)
+        assert_bitwise(_run(module, small, inputs), expected)
 
 
 def test_several_python_threads_in_one_module() -> None:
@@ -105,12 +111,12 @@ def test_several_python_threads_in_one_module() -> None:
         case = Case(cell, 8, 10, 12, 60, dtype=F32, layers=2)
         module = fast_module(case)
         inputs = [make_inputs(case, seed) for seed in range(4)]
-        expected = [run_module(module, case, one) for one in inputs]
+        expected = [_run(module, case, one) for one in inputs]
         start = threading.Barrier(4)
 
         def work(index: int, case=case, module=module, inputs=inputs, start=start) -> list[Results]:
             start.wait()
-            return [run_module(module, case, inputs[index]) for _ in range(8)]
+            return [_run(module, case, inputs[index]) for _ in range(8)]
 
         with ThreadPoolExecutor(4) as pool:
             for index, found in enumerate(pool.map(work, range(4))):
@@ -121,11 +127,11 @@ def test_several_python_threads_in_one_module() -> None:
 def test_python_threads_with_thread_counts_of_their_own() -> None:
     case = Case("lstm", 8, 10, 12, 60, dtype=F32)
     module, inputs = fast_module(case), make_inputs(case)
-    expected = run_module(module, case, inputs)
+    expected = _run(module, case, inputs)
 
     def work(count: int) -> Results:
         torch.set_num_threads(count)
-        return run_module(module, case, inputs)
+        return _run(module, case, inputs)
 
     with ThreadPoolExecutor(4) as pool:
         for results in pool.map(work, [1, 2, 3, 4] * 4):
@@ -197,7 +203,7 @@ def test_fork_after_use(name: str, threads: int) -> None:
 class _Encoded(Dataset[Tensor]):
     """Samples that a recurrent module makes inside the worker."""
 
-    def __init__(self, module: torch.nn.Module, x: Tensor) -> None:
+    def __init__(self, module: nn.Module, x: Tensor) -> None:
         self.module, self.x = module, x
 
     def __len__(self) -> int:
@@ -248,11 +254,11 @@ def test_keyboard_interrupt_leaves_all_working(cell: str) -> None:
     case = Case(cell, 16, 50, 20, 100, dtype=F32, layers=2)
     fast, plain = module_pair(case)
     inputs = make_inputs(case)
-    expected = run_module(fast, case, inputs)
+    expected = _run(fast, case, inputs)
     for _ in range(2):
-        assert _interrupted(lambda: run_module(fast, case, inputs)) > 0
-    assert_bitwise(run_module(fast, case, inputs), expected)
-    torch.testing.assert_close(expected["y"], run_module(plain, case, inputs)["y"], rtol=1e-4, atol=1e-5)
+        assert _interrupted(lambda: _run(fast, case, inputs)) > 0
+    assert_bitwise(_run(fast, case, inputs), expected)
+    torch.testing.assert_close(expected["y"], _run(plain, case, inputs)["y"], rtol=1e-4, atol=1e-5)
 
 
 def test_thread_count_follows_torch() -> None:

@@ -37,10 +37,18 @@ def torch_dir() -> Path | None:
     return None
 
 
+def _cmake_version() -> tuple[int, ...]:
+    cmake = shutil.which("cmake")
+    return (
+        _version(subprocess.run([cmake, "--version"], capture_output=True, text=True).stdout)
+        if cmake
+        else (0, 0)
+    )
+
+
 def _requirements() -> list[str]:
     needed = []
-    cmake = shutil.which("cmake")
-    if not cmake or _version(subprocess.run([cmake, "--version"], capture_output=True, text=True).stdout) < OLDEST_CMAKE:
+    if _cmake_version() < OLDEST_CMAKE:
         needed.append("cmake>=3.22")
     if not shutil.which("ninja"):
         needed.append("ninja")
