@@ -1,7 +1,7 @@
 """Audits a wheel and runs it: `python tools/check_wheel.py WHEEL [PYTHON ...]`.
 
-The wheel must hold to Python's limited API and to LibTorch's stable ABI, record no folders of the machine that built it,
-and work under each PYTHON given (default: this one), whose torch may be any from 2.11 on.
+The wheel must hold to Python's limited API and to LibTorch's stable ABI, record no folders of the machine that built
+it, and work under each PYTHON given (default: this one), whose torch may be any from 2.11 on.
 """
 
 import re

@@ -21,7 +21,7 @@ struct MaxUlp {
     const char* name;
     double in_float, in_double;
 };
-constexpr MaxUlp kMaxUlp[] = {{MathFunction::sigmoid, "sigmoid", 4.0, 4.0}, {MathFunction::tanh, "tanh", 4.0, 4.0}};
+constexpr MaxUlp kMaxUlp[] = {{MathFunction::sigmoid, "sigmoid", 2.5, 2.5}, {MathFunction::tanh, "tanh", 3.5, 3.2}};
 
 constexpr int64_t kBlock = 1 << 16;
 
