@@ -132,4 +132,5 @@ def choose(cells: Iterable[str], mode: Mode, filters: Iterable[str]) -> list[Cas
         and (not filters or case in named or any(text in case.id for text in substrings))
     ]
     chosen += [case for case in named if case not in chosen]
+    chosen.sort(key=lambda case: CELLS.index(case.cell))
     return [case for case in chosen if case.suits(mode)]

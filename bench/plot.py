@@ -103,7 +103,9 @@ def _draw_means(run: Run, path: Path) -> None:
         axes.invert_yaxis()
         axes.set_title(mode)
     handles = {
-        label: handle for axes in panels[0] for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        label: handle
+        for axes in panels[0]
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=7)
     figure.savefig(path, dpi=130)

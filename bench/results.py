@@ -95,7 +95,11 @@ def geometric_means(run: Run) -> dict[str, dict[str, dict[str, float | None]]]:
     for mode in dict.fromkeys(result.mode for result in run.results):
         for cell in dict.fromkeys(result.cell for result in run.results if result.mode == mode):
             group = [result for result in run.results if (result.mode, result.cell) == (mode, cell)]
-            row = {peer: geometric_mean(result.ratio(peer) for result in group) for peer in others}
+            row = {
+                peer: geometric_mean(result.ratio(peer) for result in group)
+                for peer in run.peers
+                if peer != SUBJECT
+            }
             row["best"] = geometric_mean(result.best_ratio(others) for result in group)
             means.setdefault(mode, {})[cell] = row
     return means

@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print("[yellow]interrupted: what follows covers the cases that were finished[/]")
     report.notes(run, console)
-    if complete:
+    if complete and not args.quick:
         report.targets(run, console)
     if run.results and path is not None:
         run.save(path)

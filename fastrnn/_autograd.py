@@ -77,7 +77,17 @@ class _Layer(Function):
         _, _, _, needs_x, *wanted = ctx.needs_input_grad
         needs = needs_x, any(wanted[:count]), any(wanted[count:])
         # y is detached, for its dependence on x and the weights is part of the second derivative below
-        arguments = (ctx.cell, ctx.options, needs, batch_sizes, y.detach(), reserve, *d_outputs[:-1], x, *rest)
+        arguments = (
+            ctx.cell,
+            ctx.options,
+            needs,
+            batch_sizes,
+            y.detach(),
+            reserve,
+            *d_outputs[:-1],
+            x,
+            *rest,
+        )
         gradients = (_LayerBackward.apply if torch.is_grad_enabled() else _gradients)(*arguments)
         kept = (g if needed else None for g, needed in zip(gradients, (needs_x, *wanted), strict=True))
         return None, None, None, *kept

@@ -12,17 +12,18 @@ from fastrnn.reference import ACTIVATIONS
 _AUTOCAST = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
 
-def fits(tensor: object, shape: tuple[int, ...], like: Tensor) -> bool:
-    """Whether it is a tensor of that shape, on like's device and of its dtype or one that autocast makes fit."""
-    return (
-        isinstance(tensor, Tensor)
-        and tensor.shape == shape
-        and tensor.device == like.device
-        and (
-            tensor.dtype == like.dtype
-            or (tensor.dtype in _AUTOCAST and like.dtype in _AUTOCAST and _ops.autocasts(like))
-        )
-    )
+def is_state(tensor: object, shape: tuple[int, ...], like: Tensor) -> bool:
+    """Whether it is a tensor of that shape that goes with like."""
+    return isinstance(tensor, Tensor) and tensor.shape == shape and is_alike(tensor, like)
+
+
+def is_alike(tensor: Tensor, like: Tensor) -> bool:
+    """Whether device and dtype are the same, or autocast makes them the same."""
+    if tensor.dtype != like.dtype and not (
+        tensor.dtype in _AUTOCAST and like.dtype in _AUTOCAST and _ops.autocasts(like)
+    ):
+        return False
+    return (tensor.is_cpu and like.is_cpu) or tensor.device == like.device
 
 
 def check_activation(activation: str) -> str:
@@ -37,7 +38,12 @@ class Base(nn.Module):
 
     # names of the options; the class's own values of them are those that make a module torch.nn's
     own_options: ClassVar[tuple[str, ...]] = ()
+    _cell: ClassVar[str]
     _torch_forward: ClassVar[Callable[..., Any]]
+
+    def _own(self) -> tuple[bool | str, ...]:
+        """The cell's options as the ops take them."""
+        raise NotImplementedError
 
     def changed_options(self) -> dict[str, Any]:
         """The options that make this module compute what torch.nn's does not."""

@@ -5,10 +5,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastrnn import _ops, functional
-from fastrnn._base import Base, check_activation, fits, pair_states
+from fastrnn import _ops
+from fastrnn._autograd import layer, reference_layer
+from fastrnn._base import Base, check_activation, is_alike, is_state, pair_states
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
+
+_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class _Cell(Base, nn.RNNCellBase):
@@ -18,34 +21,40 @@ class _Cell(Base, nn.RNNCellBase):
         states, weights = self._states(hx), self._weights()
         if states is None or not self._takes(input, states, weights):
             return self._forward_by_torch(input, hx)
+        if _ops.has_kernels(input) and not _ops.autocasts(input):
+            run = layer
+        elif self.changed_options():
+            run = reference_layer
+        else:
+            return self._forward_by_torch(input, hx)
         unbatched = input.dim() == 1
         if unbatched:
-            input, states = input.unsqueeze(0), [s.unsqueeze(0) for s in states]
-        final = self._run(input.unsqueeze(0), [s.unsqueeze(0) for s in states], weights)
+            input, states = input[None], [s[None] for s in states]
+        start = [s[None] for s in states] or [None] * _ops.STATES[self._cell]
+        options = (len(weights) > 2, False, False, *self._own())
+        _, *final = run(self._cell, input[None], start, weights, None, options)
         final = [s[0, 0] if unbatched else s[0] for s in final]
         return tuple(final) if len(final) > 1 else final[0]
 
     def _weights(self) -> list[Tensor]:
         """[w_ih, w_hh] and the biases that there are, read anew for every call."""
-        weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        parameters: dict[str, Any] = self._parameters
+        try:
+            weights = [parameters[name] for name in _NAMES]
+        except KeyError:  # parametrized
+            weights = [getattr(self, name) for name in _NAMES]
         return [w for w in weights if w is not None]
 
     def _takes(self, x: Any, states: Sequence[Tensor], weights: list[Tensor]) -> bool:
-        if not isinstance(x, Tensor) or x.dim() not in (1, 2) or len(weights) not in (2, 4):
+        if not isinstance(x, Tensor) or len(weights) not in (2, 4):
             return False
-        batch = x.shape[:-1]
-        if not fits(x, (*batch, self.input_size), weights[0]):
+        shape = x.shape
+        if len(shape) not in (1, 2) or shape[-1] != self.input_size or not is_alike(x, weights[0]):
             return False
         for state in states:
-            if not fits(state, (*batch, self.hidden_size), x):
+            if not is_state(state, (*shape[:-1], self.hidden_size), x):
                 return False
-        # torch.nn's cell serves other devices and dtypes, and autocast, unless it lacks an option
-        served = _ops.has_kernels(x) and not _ops.autocasts(x)
-        return served or bool(self.changed_options())
-
-    def _run(self, x: Tensor, states: Sequence[Tensor], weights: list[Tensor]) -> Sequence[Tensor]:
-        """The final states of one step: x [1, B, I], each state [1, B, H]."""
-        raise NotImplementedError
+        return True
 
 
 class LSTMCell(_Cell, nn.LSTMCell):
@@ -63,6 +72,7 @@ class LSTMCell(_Cell, nn.LSTMCell):
 
     own_options = ("activation",)
     activation: str = "tanh"
+    _cell = "lstm"
     _torch_forward = nn.LSTMCell.forward
     _states = pair_states
 
@@ -74,9 +84,8 @@ class LSTMCell(_Cell, nn.LSTMCell):
         found: tuple[Tensor, Tensor] = self._forward(input, hx)
         return found
 
-    def _run(self, x: Tensor, states: Sequence[Tensor], weights: list[Tensor]) -> Sequence[Tensor]:
-        biases = len(weights) > 2
-        return functional.lstm(x, states or None, weights, has_biases=biases, activation=self.activation)[1:]
+    def _own(self) -> tuple[bool | str, ...]:
+        return (self.activation,)
 
 
 class GRUCell(_Cell, nn.GRUCell):
@@ -96,11 +105,10 @@ class GRUCell(_Cell, nn.GRUCell):
     own_options = ("reset_after", "activation")
     reset_after: bool = True
     activation: str = "tanh"
+    _cell = "gru"
     _torch_forward = nn.GRUCell.forward
 
-    def __init__(
-        self, *args: Any, reset_after: bool = True, activation: str = "tanh", **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, reset_after: bool = True, activation: str = "tanh", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.reset_after = reset_after
         self.activation = check_activation(activation)
@@ -109,15 +117,8 @@ class GRUCell(_Cell, nn.GRUCell):
         found: Tensor = self._forward(input, hx)
         return found
 
-    def _run(self, x: Tensor, states: Sequence[Tensor], weights: list[Tensor]) -> Sequence[Tensor]:
-        return functional.gru(
-            x,
-            states[0] if states else None,
-            weights,
-            has_biases=len(weights) > 2,
-            reset_after=self.reset_after,
-            activation=self.activation,
-        )[1:]
+    def _own(self) -> tuple[bool | str, ...]:
+        return (self.reset_after, self.activation)
 
 
 class RNNCell(_Cell, nn.RNNCell):
@@ -132,6 +133,7 @@ class RNNCell(_Cell, nn.RNNCell):
         - output: h like hx
     """
 
+    _cell = "rnn"
     _torch_forward = nn.RNNCell.forward
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
@@ -142,6 +144,5 @@ class RNNCell(_Cell, nn.RNNCell):
         # torch.nn looks at the nonlinearity in forward only
         return self.nonlinearity in ("tanh", "relu") and super()._takes(x, states, weights)
 
-    def _run(self, x: Tensor, states: Sequence[Tensor], weights: list[Tensor]) -> Sequence[Tensor]:
-        h0 = states[0] if states else None
-        return functional.rnn(x, h0, weights, has_biases=len(weights) > 2, nonlinearity=self.nonlinearity)[1:]
+    def _own(self) -> tuple[bool | str, ...]:
+        return (self.nonlinearity,)

@@ -54,7 +54,9 @@ def restore_modules(model: nn.Module) -> nn.Module:
             if options:
                 listed = ", ".join(f"{key}={value!r}" for key, value in options.items())
                 where = f"module '{name}'" if name else "the model itself"
-                raise ValueError(f"torch.nn.{type(module).__name__} has no counterpart for {listed} of {where}")
+                raise ValueError(
+                    f"torch.nn.{type(module).__name__} has no counterpart for {listed} of {where}"
+                )
     return _swap(model, _TO_TORCH)
 
 

@@ -45,8 +45,10 @@ def lstm(
     Returns:
         y with x's layout and D*R features, h_n [L*D, B, R], c_n [L*D, B, H]
     """
-    stack = _Stack("lstm", has_biases, num_layers, dropout, training, bidirectional, batch_first, (activation,))
-    y, h_n, c_n = _run(stack, x, hx, weights, batch_sizes)
+    stack = Stack(
+        "lstm", has_biases, num_layers, dropout, training, bidirectional, batch_first, (activation,)
+    )
+    y, h_n, c_n = run_stack(stack, x, hx, weights, batch_sizes)
     return y, h_n, c_n
 
 
@@ -79,8 +81,8 @@ def gru(
         y with x's layout and D*H features, h_n [L*D, B, H]
     """
     own = (reset_after, activation)
-    stack = _Stack("gru", has_biases, num_layers, dropout, training, bidirectional, batch_first, own)
-    y, h_n = _run(stack, x, None if hx is None else (hx,), weights, batch_sizes)
+    stack = Stack("gru", has_biases, num_layers, dropout, training, bidirectional, batch_first, own)
+    y, h_n = run_stack(stack, x, None if hx is None else (hx,), weights, batch_sizes)
     return y, h_n
 
 
@@ -109,8 +111,10 @@ def rnn(
     Returns:
         y with x's layout and D*H features, h_n [L*D, B, H]
     """
-    stack = _Stack("rnn", has_biases, num_layers, dropout, training, bidirectional, batch_first, (nonlinearity,))
-    y, h_n = _run(stack, x, None if hx is None else (hx,), weights, batch_sizes)
+    stack = Stack(
+        "rnn", has_biases, num_layers, dropout, training, bidirectional, batch_first, (nonlinearity,)
+    )
+    y, h_n = run_stack(stack, x, None if hx is None else (hx,), weights, batch_sizes)
     return y, h_n
 
 
@@ -119,7 +123,7 @@ def torch_has(cell: str, own: tuple[bool | str, ...]) -> bool:
     return cell == "rnn" or own in (("tanh",), (True, "tanh"))
 
 
-class _Stack(NamedTuple):
+class Stack(NamedTuple):
     """All that describes a stack but its tensors; own are the options of the cell."""
 
     cell: str
@@ -135,8 +139,8 @@ class _Stack(NamedTuple):
 _States = Sequence[Tensor | None] | None
 
 
-def _run(
-    stack: _Stack, x: Tensor, states: _States, weights: Sequence[Tensor], batch_sizes: Tensor | None
+def run_stack(
+    stack: Stack, x: Tensor, states: _States, weights: Sequence[Tensor], batch_sizes: Tensor | None
 ) -> tuple[Tensor, ...]:
     """(y, *final_states) from what serves x's device and dtype: the ops, else torch, else the reference."""
     if not _ops.has_kernels(x):
@@ -150,7 +154,7 @@ def _run(
 
 def _run_layers(
     layer: Callable[..., tuple[Tensor, ...]],
-    stack: _Stack,
+    stack: Stack,
     x: Tensor,
     states: _States,
     weights: Sequence[Tensor],
@@ -183,7 +187,7 @@ def _run_layers(
 
 
 def _run_torch(
-    stack: _Stack, x: Tensor, states: _States, weights: Sequence[Tensor], batch_sizes: Tensor | None
+    stack: Stack, x: Tensor, states: _States, weights: Sequence[Tensor], batch_sizes: Tensor | None
 ) -> tuple[Tensor, ...]:
     function = getattr(_VF, stack.cell if stack.cell != "rnn" else f"rnn_{stack.own[0]}")
     if states is None:
@@ -203,7 +207,7 @@ def _run_torch(
 
 
 def _run_autocast(
-    stack: _Stack, x: Tensor, states: _States, weights: Sequence[Tensor], batch_sizes: Tensor | None
+    stack: Stack, x: Tensor, states: _States, weights: Sequence[Tensor], batch_sizes: Tensor | None
 ) -> tuple[Tensor, ...]:
     """Computes in the weights' dtype, which loses nothing, and gives every output the dtype that torch.nn gives it."""
     low = torch.get_autocast_dtype(x.device.type)
@@ -227,7 +231,7 @@ def _run_autocast(
 
 
 def _zeros(
-    stack: _Stack, x: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None
+    stack: Stack, x: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None
 ) -> tuple[Tensor, ...]:
     if batch_sizes is None:
         batch = x.shape[0 if stack.batch_first else 1]

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import _ops, functional
-from fastrnn._base import Base, check_activation, fits, pair_states
+from fastrnn import _ops
+from fastrnn._base import Base, check_activation, is_alike, is_state, pair_states
+from fastrnn.functional import Stack, run_stack
 
 __all__ = ["GRU", "LSTM", "RNN"]
+
 
 def _check_no_projection(arguments: dict[str, Any]) -> None:
     if "proj_size" in arguments:
@@ -61,20 +63,22 @@ class _Layers(Base, nn.RNNBase):
         if not isinstance(x, Tensor):
             return False
         shape = x.shape
+        batch: tuple[int, ...] = ()
         if len(shape) == 3 and batch_sizes is None:
-            time, batch = (shape[1], shape[:1]) if self.batch_first else (shape[0], shape[1:2])
+            time, batch = (shape[1], (shape[0],)) if self.batch_first else (shape[0], (shape[1],))
         elif len(shape) == 2:
-            time, batch = shape[0], ()
+            time = shape[0]
         else:
             return False
-        if time == 0 or not fits(x, (*shape[:-1], self.input_size), weights[0]):
+        if time == 0 or shape[-1] != self.input_size or not is_alike(x, weights[0]):
             return False
         if states:
             if batch_sizes is not None:
                 batch = (int(batch_sizes[0]),)
             rows = self.num_layers * (2 if self.bidirectional else 1)
-            for state, size in zip(states, (self.proj_size or self.hidden_size, self.hidden_size), strict=False):
-                if not fits(state, (rows, *batch, size), x):
+            sizes = (self.proj_size or self.hidden_size, self.hidden_size)
+            for state, size in zip(states, sizes, strict=False):
+                if not is_state(state, (rows, *batch, size), x):
                     return False
         return True
 
@@ -82,7 +86,17 @@ class _Layers(Base, nn.RNNBase):
         self, x: Tensor, states: Sequence[Tensor], weights: list[Tensor], batch_sizes: Tensor | None
     ) -> tuple[Tensor, ...]:
         """(y, *final_states)"""
-        raise NotImplementedError
+        stack = Stack(
+            self._cell,
+            self.bias,
+            self.num_layers,
+            self.dropout,
+            self.training,
+            self.bidirectional,
+            self.batch_first,
+            self._own(),
+        )
+        return run_stack(stack, x, states or None, weights, batch_sizes)
 
     def flatten_parameters(self) -> None:
         """Nothing to do: the kernels read the weights where they are. It is here for code that calls it."""
@@ -107,6 +121,7 @@ class LSTM(_Layers):
 
     own_options = ("activation",)
     activation: str = "tanh"
+    _cell = "lstm"
     _torch_forward = nn.LSTM.forward
     _states = pair_states
     check_forward_args = nn.LSTM.check_forward_args
@@ -136,7 +151,9 @@ class LSTM(_Layers):
         self.activation = check_activation(activation)
 
     @overload
-    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
     @overload
     def forward(
         self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
@@ -144,22 +161,8 @@ class LSTM(_Layers):
     def forward(self, input: Any, hx: Any = None) -> Any:
         return self._forward(input, hx)
 
-    def _run(
-        self, x: Tensor, states: Sequence[Tensor], weights: list[Tensor], batch_sizes: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        return functional.lstm(
-            x,
-            states or None,
-            weights,
-            batch_sizes=batch_sizes,
-            has_biases=self.bias,
-            num_layers=self.num_layers,
-            dropout=self.dropout,
-            training=self.training,
-            bidirectional=self.bidirectional,
-            batch_first=self.batch_first,
-            activation=self.activation,
-        )
+    def _own(self) -> tuple[bool | str, ...]:
+        return (self.activation,)
 
 
 class GRU(_Layers):
@@ -181,6 +184,7 @@ class GRU(_Layers):
     own_options = ("reset_after", "activation")
     reset_after: bool = True
     activation: str = "tanh"
+    _cell = "gru"
     _torch_forward = nn.GRU.forward
 
     @overload
@@ -203,9 +207,7 @@ class GRU(_Layers):
     def __init__(
         self, *args: Any, reset_after: bool = True, activation: str = "tanh", **kwargs: Any
     ) -> None: ...
-    def __init__(
-        self, *args: Any, reset_after: bool = True, activation: str = "tanh", **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, reset_after: bool = True, activation: str = "tanh", **kwargs: Any) -> None:
         _check_no_projection(kwargs)
         super().__init__("GRU", *args, **kwargs)
         self.reset_after = reset_after
@@ -214,29 +216,12 @@ class GRU(_Layers):
     @overload
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
     @overload
-    def forward(
-        self, input: PackedSequence, hx: Tensor | None = None
-    ) -> tuple[PackedSequence, Tensor]: ...
+    def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
     def forward(self, input: Any, hx: Any = None) -> Any:
         return self._forward(input, hx)
 
-    def _run(
-        self, x: Tensor, states: Sequence[Tensor], weights: list[Tensor], batch_sizes: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        return functional.gru(
-            x,
-            states[0] if states else None,
-            weights,
-            batch_sizes=batch_sizes,
-            has_biases=self.bias,
-            num_layers=self.num_layers,
-            dropout=self.dropout,
-            training=self.training,
-            bidirectional=self.bidirectional,
-            batch_first=self.batch_first,
-            reset_after=self.reset_after,
-            activation=self.activation,
-        )
+    def _own(self) -> tuple[bool | str, ...]:
+        return (self.reset_after, self.activation)
 
 
 class RNN(_Layers):
@@ -252,6 +237,7 @@ class RNN(_Layers):
         - output: like input with D*H features, and h_n like hx; D = 2 if bidirectional else 1
     """
 
+    _cell = "rnn"
     _torch_forward = nn.RNN.forward
 
     @overload
@@ -284,26 +270,9 @@ class RNN(_Layers):
     @overload
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
     @overload
-    def forward(
-        self, input: PackedSequence, hx: Tensor | None = None
-    ) -> tuple[PackedSequence, Tensor]: ...
+    def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
     def forward(self, input: Any, hx: Any = None) -> Any:
         return self._forward(input, hx)
 
-    def _run(
-        self, x: Tensor, states: Sequence[Tensor], weights: list[Tensor], batch_sizes: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        return functional.rnn(
-            x,
-            states[0] if states else None,
-            weights,
-            batch_sizes=batch_sizes,
-            has_biases=self.bias,
-            num_layers=self.num_layers,
-            dropout=self.dropout,
-            training=self.training,
-            bidirectional=self.bidirectional,
-            batch_first=self.batch_first,
-            nonlinearity="tanh" if self.mode == "RNN_TANH" else "relu",
-        )
-
+    def _own(self) -> tuple[bool | str, ...]:
+        return ("tanh" if self.mode == "RNN_TANH" else "relu",)
