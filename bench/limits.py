@@ -50,7 +50,7 @@ class Constants:
             return self.bandwidth[sizes[min(place, len(sizes) - 1)]]
         low, high = sizes[place - 1], sizes[place]
         share = math.log(size / low) / math.log(high / low)
-        return self.bandwidth[low] ** (1 - share) * self.bandwidth[high] ** share
+        return float(self.bandwidth[low] ** (1 - share) * self.bandwidth[high] ** share)
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)

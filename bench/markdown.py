@@ -1,8 +1,8 @@
 """Tables of a saved run in Markdown.
 
-`python -m bench.markdown RESULTS.json` prints them; `--write FILE...` puts them into pages instead: the geometric
-means between `<!-- bench:begin -->` and `<!-- bench:end -->`, every case between `<!-- results:begin -->` and
-`<!-- results:end -->`.
+`python -m bench.markdown RESULTS.json` prints them; `--write PAGE...` puts them into pages instead: the
+geometric means between `<!-- bench:begin -->` and `<!-- bench:end -->`, every case between
+`<!-- results:begin -->` and `<!-- results:end -->`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def machine_line(run: Run) -> str:
     machine = run.machine
     versions = ", ".join(f"{name} {run.peers[name]}" for name in run.others() if name != "compile")
     return (
-        f"{machine['cpu']}, {machine['cores']} cores, {run.settings['threads']} threads, {machine.get('isa', '')} "
-        f"kernels, float32; {versions}. Numbers are a peer's time over fastrnn's: above 1 fastrnn is faster."
+        f"{machine['cpu']}, {machine['cores']} cores, {run.settings['threads']} threads, "
+        f"{machine.get('isa', '')} kernels, float32; {versions}. Numbers are a peer's time over fastrnn's: above 1 fastrnn is faster."
     )
 
 

@@ -118,15 +118,21 @@ def _build_compiled(problem: Problem, settings: Settings) -> Runner:
 
 
 def _build_onnxruntime(problem: Problem, settings: Settings) -> Runner:
-    return importlib.import_module("bench.peers_onnx").build_onnxruntime(problem, settings)
+    from bench.peers_onnx import build_onnxruntime
+
+    return build_onnxruntime(problem, settings)
 
 
 def _build_openvino(problem: Problem, settings: Settings) -> Runner:
-    return importlib.import_module("bench.peers_onnx").build_openvino(problem, settings)
+    from bench.peers_onnx import build_openvino
+
+    return build_openvino(problem, settings)
 
 
 def _build_jax(problem: Problem, settings: Settings) -> Runner:
-    return importlib.import_module("bench.peers_jax").build_jax(problem, settings)
+    from bench.peers_jax import build_jax
+
+    return build_jax(problem, settings)
 
 
 SUBJECT = "fastrnn"

@@ -30,7 +30,9 @@ def layer(
     if forward_ad._current_level >= 0:
         return reference_layer(cell, x, states, weights, batch_sizes, options)
     if torch.is_grad_enabled() and _requires_grad(x, *states, *weights):
-        outputs: tuple[Tensor, ...] = _Layer.apply(cell, options, batch_sizes, x, *states, *weights)
+        outputs: tuple[Tensor, ...] = _Layer.apply(  # type: ignore[no-untyped-call]
+            cell, options, batch_sizes, x, *states, *weights
+        )
         return outputs[:-1]
     return _ops.forward(cell, x, states, weights, batch_sizes, options, False)[:-1]
 
@@ -48,10 +50,7 @@ def reference_layer(
 
 
 def _requires_grad(*tensors: Tensor | None) -> bool:
-    for tensor in tensors:
-        if tensor is not None and tensor.requires_grad:
-            return True
-    return False
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 class _Layer(Function):
@@ -130,17 +129,23 @@ class _LayerBackward(Function):
                 found = reference_layer(ctx.cell, x, states, weights, batch_sizes, ctx.options)
                 return tuple(y for y, d in zip(found, d_outputs, strict=True) if d is not None)
 
-            _, pullback = torch.func.vjp(outputs, *_present(inputs))
-            found: tuple[Tensor, ...] = pullback(tuple(_present(d_outputs)))
-            return found
+            return _vjp(outputs, _present(inputs))[1](tuple(_present(d_outputs)))
 
         with torch.autocast(rest[count + 1].device.type, enabled=False):
-            first, pullback = torch.func.vjp(gradients, *_present(rest))
+            first, pullback = _vjp(gradients, _present(rest))
             given = [d for d, t in zip(d_gradients, rest[count + 1 :], strict=True) if t is not None]
             second = pullback(
                 tuple(torch.zeros_like(g) if d is None else d for d, g in zip(given, first, strict=True))
             )
         return None, None, None, None, None, None, *_spread(second, rest)
+
+
+def _vjp(
+    function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor]
+) -> tuple[tuple[Tensor, ...], Callable[..., tuple[Tensor, ...]]]:
+    """The outputs, and the function from their gradients to those of the inputs."""
+    outputs, pullback = torch.func.vjp(function, *inputs)  # type: ignore[misc]
+    return outputs, pullback
 
 
 def _present(tensors: Sequence[Tensor | None]) -> list[Tensor]:

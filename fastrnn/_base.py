@@ -1,4 +1,4 @@
-"""What the modules share: the options that torch.nn lacks, the fit of arguments, the way to torch.nn's forward."""
+"""What the modules share: the options that torch.nn lacks, and the choice between fastrnn's and torch.nn's forward."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -36,23 +36,27 @@ def check_activation(activation: str) -> str:
 class Base(nn.Module):
     """What layers and cells share: the options that torch.nn lacks, and the way to torch.nn's forward."""
 
-    # names of the options; the class's own values of them are those that make a module torch.nn's
-    own_options: ClassVar[tuple[str, ...]] = ()
+    _options: ClassVar[dict[str, Any]] = {}  # with the values that make a module torch.nn's
     _cell: ClassVar[str]
     _torch_forward: ClassVar[Callable[..., Any]]
 
-    def _own(self) -> tuple[bool | str, ...]:
+    def _option_values(self) -> tuple[bool | str, ...]:
         """The cell's options as the ops take them."""
         raise NotImplementedError
 
-    def changed_options(self) -> dict[str, Any]:
-        """The options that make this module compute what torch.nn's does not."""
-        values = {name: getattr(self, name) for name in self.own_options}
-        return {name: value for name, value in values.items() if value != getattr(type(self), name)}
+    def _changed_options(self) -> dict[str, Any]:
+        """The options that make the module compute what torch.nn's does not."""
+        values = {name: getattr(self, name) for name in self._options}
+        return {name: value for name, value in values.items() if value != self._options[name]}
 
     def extra_repr(self) -> str:
-        options = (f"{name}={value}" for name, value in self.changed_options().items())
+        options = (f"{name}={value}" for name, value in self._changed_options().items())
         return ", ".join([super().extra_repr(), *options])
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for name, value in self._options.items():  # a pickle of torch.nn's module has none
+            self.__dict__.setdefault(name, value)
 
     def _states(self, hx: Any) -> Sequence[Tensor] | None:
         """The states in hx, () if there is no hx, None if it is of the wrong kind."""
@@ -60,7 +64,7 @@ class Base(nn.Module):
 
     def _forward_by_torch(self, input: Any, hx: Any) -> Any:
         result = self._torch_forward(input, hx)
-        if self.changed_options():
+        if self._changed_options():
             raise RuntimeError(
                 f"{self} takes input, hx and weights of one device and one dtype: "
                 "float32, float64, bfloat16 or float16"

@@ -6,10 +6,10 @@ An op runs one layer, both directions in one call. The three cells share one ord
 - ``<cell>_backward(*d_outputs, x, *states, weights, batch_sizes, y, reserve, *options, needs_x, needs_state,
   needs_weights) -> (d_x, *d_states, d_weights)``
 
-x is [T, B, I], [B, T, I] if batch_first, or [N, I] if batch_sizes [T] is given, with any strides; states are h0 [D, B, R]
-and, for an LSTM, c0 [D, B, H], None for zeros (packed input needs h0); weights are torch's flat list, by direction. y has
-x's layout with D*R features. reserve [D, N, S, H rounded up to 16] holds what backward needs, [0] without training.
-Gradients that are not needed come back with shape [0]. A gradient of an output may be None.
+x is [T, B, I], [B, T, I] if batch_first, or [N, I] if batch_sizes [T] is given, with any strides. states are
+h0 [D, B, R] and, for an LSTM, c0 [D, B, H], or None for zeros; packed input needs h0. weights are torch's flat list of
+the layer. y has x's layout and D*R features. reserve [D, N, S, H rounded up to 16] is what backward needs to know, [0]
+without training. A gradient of an output may be None; gradients that are not needed come back with shape [0].
 """
 
 import importlib
@@ -24,9 +24,9 @@ try:
     importlib.import_module("fastrnn._C")
 except ImportError as error:
     raise ImportError(
-        f"fastrnn's compiled extension could not be loaded: {error}. Build it for this Python with `pip install .` "
-        "(or `pip install -e .`) in fastrnn's source tree, beside torch 2.11 or later. If fastrnn is installed, "
-        "do not start Python in its source tree, whose fastrnn/ folder would hide the installed one."
+        f"fastrnn's compiled extension cannot be loaded: {error}. Build it with `pip install .` or `pip install -e .` "
+        "in fastrnn's source tree, for this Python and a torch of 2.11 or later. An installed fastrnn is hidden by "
+        "the fastrnn/ folder of the source tree where Python is started there."
     ) from error
 
 State = Tensor | None
@@ -165,7 +165,8 @@ def _fake_backward(cell: str, *arguments: Any) -> tuple[Tensor | list[Tensor], .
     directions = 2 if bidirectional else 1
 
     def gradient(shape: Sequence[int], needed: bool) -> Tensor:
-        return x.new_empty(shape if needed else (0,))
+        found: Tensor = x.new_empty(shape if needed else (0,))
+        return found
 
     d_states = [gradient((directions, batch, size), needs_state) for size in (recurrent, hidden)[:count]]
     return gradient(x.shape, needs_x), *d_states, [gradient(w.shape, needs_weights) for w in weights]

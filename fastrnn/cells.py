@@ -1,7 +1,7 @@
 """LSTMCell, GRUCell and RNNCell with the contract of :mod:`torch.nn`; see :mod:`fastrnn.modules`."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -23,15 +23,15 @@ class _Cell(Base, nn.RNNCellBase):
             return self._forward_by_torch(input, hx)
         if _ops.has_kernels(input) and not _ops.autocasts(input):
             run = layer
-        elif self.changed_options():
+        elif self._changed_options():
             run = reference_layer
         else:
             return self._forward_by_torch(input, hx)
         unbatched = input.dim() == 1
         if unbatched:
             input, states = input[None], [s[None] for s in states]
-        start = [s[None] for s in states] or [None] * _ops.STATES[self._cell]
-        options = (len(weights) > 2, False, False, *self._own())
+        start: list[Tensor | None] = [s[None] for s in states] or [None] * _ops.STATES[self._cell]
+        options = (len(weights) > 2, False, False, *self._option_values())
         _, *final = run(self._cell, input[None], start, weights, None, options)
         final = [s[0, 0] if unbatched else s[0] for s in final]
         return tuple(final) if len(final) > 1 else final[0]
@@ -51,10 +51,7 @@ class _Cell(Base, nn.RNNCellBase):
         shape = x.shape
         if len(shape) not in (1, 2) or shape[-1] != self.input_size or not is_alike(x, weights[0]):
             return False
-        for state in states:
-            if not is_state(state, (*shape[:-1], self.hidden_size), x):
-                return False
-        return True
+        return all(is_state(state, (*shape[:-1], self.hidden_size), x) for state in states)
 
 
 class LSTMCell(_Cell, nn.LSTMCell):
@@ -70,8 +67,9 @@ class LSTMCell(_Cell, nn.LSTMCell):
         - output: (h, c) like hx
     """
 
-    own_options = ("activation",)
-    activation: str = "tanh"
+    activation: str
+
+    _options: ClassVar[dict[str, Any]] = {"activation": "tanh"}
     _cell = "lstm"
     _torch_forward = nn.LSTMCell.forward
     _states = pair_states
@@ -84,7 +82,7 @@ class LSTMCell(_Cell, nn.LSTMCell):
         found: tuple[Tensor, Tensor] = self._forward(input, hx)
         return found
 
-    def _own(self) -> tuple[bool | str, ...]:
+    def _option_values(self) -> tuple[bool | str, ...]:
         return (self.activation,)
 
 
@@ -102,9 +100,10 @@ class GRUCell(_Cell, nn.GRUCell):
         - output: h like hx
     """
 
-    own_options = ("reset_after", "activation")
-    reset_after: bool = True
-    activation: str = "tanh"
+    reset_after: bool
+    activation: str
+
+    _options: ClassVar[dict[str, Any]] = {"reset_after": True, "activation": "tanh"}
     _cell = "gru"
     _torch_forward = nn.GRUCell.forward
 
@@ -117,7 +116,7 @@ class GRUCell(_Cell, nn.GRUCell):
         found: Tensor = self._forward(input, hx)
         return found
 
-    def _own(self) -> tuple[bool | str, ...]:
+    def _option_values(self) -> tuple[bool | str, ...]:
         return (self.reset_after, self.activation)
 
 
@@ -144,5 +143,5 @@ class RNNCell(_Cell, nn.RNNCell):
         # torch.nn looks at the nonlinearity in forward only
         return self.nonlinearity in ("tanh", "relu") and super()._takes(x, states, weights)
 
-    def _own(self) -> tuple[bool | str, ...]:
+    def _option_values(self) -> tuple[bool | str, ...]:
         return (self.nonlinearity,)

@@ -1,9 +1,9 @@
 """Swaps torch.nn's recurrent modules for fastrnn's, and back."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
@@ -23,7 +23,6 @@ _TO_FASTRNN: dict[type[nn.Module], type[nn.Module]] = {
     nn.RNNCell: RNNCell,
 }
 _TO_TORCH = {ours: theirs for theirs, ours in _TO_FASTRNN.items()}
-_M = TypeVar("_M", bound=nn.Module)
 
 
 def replace_modules(model: nn.Module) -> nn.Module:
@@ -49,14 +48,11 @@ def restore_modules(model: nn.Module) -> nn.Module:
         ValueError: a module has an option that torch.nn lacks; model is then unchanged
     """
     for name, module in model.named_modules():
-        if type_before_parametrizations(module) in _TO_TORCH and isinstance(module, Base):
-            options = module.changed_options()
-            if options:
+        if isinstance(module, Base) and type_before_parametrizations(module) in _TO_TORCH:
+            if options := module._changed_options():
                 listed = ", ".join(f"{key}={value!r}" for key, value in options.items())
                 where = f"module '{name}'" if name else "the model itself"
-                raise ValueError(
-                    f"torch.nn.{type(module).__name__} has no counterpart for {listed} of {where}"
-                )
+                raise ValueError(f"torch.nn has nothing like {listed} of {where}, {module}")
     return _swap(model, _TO_TORCH)
 
 
@@ -80,13 +76,14 @@ def _swap(model: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) -> 
 def _as(cls: type[nn.Module], module: nn.Module) -> nn.Module:
     """A module of another class with the very same state: the containers of parameters and hooks are shared."""
     if type_before_parametrizations(module) is not type(module):
-        # a parametrized module has a class of its own, which holds the parametrized weights as properties
+        # the class that torch made for the parametrized module has its weights as properties
         injected = {k: v for k, v in vars(type(module)).items() if k not in ("__dict__", "__weakref__")}
         cls = type(type(module).__name__, (cls,), injected)
     new = cls.__new__(cls)
     new.__dict__.update(module.__dict__)
-    for option in getattr(module, "own_options", ()):
+    for option in getattr(module, "_options", ()):
         new.__dict__.pop(option, None)
+    new.__dict__.update(getattr(new, "_options", {}))
     return new
 
 

@@ -1,8 +1,8 @@
 """Stacks of recurrent layers as functions of their weights.
 
 Letters: T time, B batch, N rows of a packed sequence, I input, H hidden, P projection, R = P or H, L layers,
-D directions. Weights are torch's flat list: for each layer and direction w_ih [G*H, I or D*R], w_hh [G*H, R], the biases
-b_ih and b_hh [G*H] if has_biases and, for a projected LSTM, w_hr [P, H]; G is 4 (LSTM), 3 (GRU) or 1 (RNN).
+D directions. Weights are torch's flat list: for each layer and direction w_ih [G*H, I or D*R], w_hh [G*H, R], the
+biases b_ih and b_hh [G*H] if has_biases and, for a projected LSTM, w_hr [P, H]; G is 4 (LSTM), 3 (GRU) or 1 (RNN).
 """
 
 import warnings
@@ -136,7 +136,7 @@ class Stack(NamedTuple):
     own: tuple[bool | str, ...]
 
 
-_States = Sequence[Tensor | None] | None
+_States = Sequence[Tensor] | None
 
 
 def run_stack(
@@ -161,11 +161,15 @@ def _run_layers(
     batch_sizes: Tensor | None,
 ) -> tuple[Tensor, ...]:
     cell, has_biases, num_layers, dropout, training, bidirectional, batch_first, own = stack
-    if states is None:
-        # an op makes its own zeros, unless it cannot know their number
-        states = [None] * _ops.STATES[cell] if batch_sizes is None else _zeros(stack, x, weights, batch_sizes)
+    initial: Sequence[Tensor | None]
+    if states is not None:
+        initial = states
+    elif batch_sizes is None:
+        initial = (None,) * _ops.STATES[cell]
+    else:
+        initial = _zeros(stack, x, weights, batch_sizes)
     if num_layers == 1:
-        return layer(cell, x, states, weights, batch_sizes, (has_biases, batch_first, bidirectional, *own))
+        return layer(cell, x, initial, weights, batch_sizes, (has_biases, batch_first, bidirectional, *own))
 
     # between layers time comes first: rows of a step lie together, and dropout draws in torch's order
     batch_first = batch_first and batch_sizes is None
@@ -180,7 +184,7 @@ def _run_layers(
         if index == num_layers - 1 and batch_first:
             x, options = x.transpose(0, 1), (has_biases, True, bidirectional, *own)
         rows = slice(index * directions, (index + 1) * directions)
-        start = [None if s is None else s[rows] for s in states]
+        start = [None if s is None else s[rows] for s in initial]
         x, *final = layer(cell, x, start, weights[index * count : (index + 1) * count], batch_sizes, options)
         finals.append(final)
     return x, *(torch.cat(parts) for parts in zip(*finals, strict=True))

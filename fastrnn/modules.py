@@ -1,11 +1,11 @@
 """LSTM, GRU and RNN with the contract of :mod:`torch.nn`: arguments, parameter names, results, errors.
 
-A call whose arguments fit goes to :mod:`fastrnn.functional`. Any other goes to torch.nn's own forward, so that what comes
-out of it is torch.nn's error, or torch.nn's result where it takes more than the kernels do.
+A call whose arguments fit goes to :mod:`fastrnn.functional`. Any other goes to torch.nn's own forward, so that what
+comes out is torch.nn's error, or torch.nn's result where it takes more than the kernels do.
 """
 
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -27,14 +27,12 @@ class _Layers(Base, nn.RNNBase):
     """LSTM, GRU and RNN. They are no torch.nn.LSTM, GRU or RNN, because torch.compile refuses those."""
 
     def _forward(self, input: Any, hx: Any) -> Any:
-        if isinstance(input, PackedSequence):
-            x, batch_sizes, order, inverse = input
-        else:
-            x, batch_sizes, order, inverse = input, None, None, None
+        packed = isinstance(input, PackedSequence)
+        x, batch_sizes, order, inverse = input if packed else (input, None, None, None)
         states, weights = self._states(hx), self._weights()
         if states is None or not self._takes(x, batch_sizes, states, weights):
             return self._forward_by_torch(input, hx)
-        if batch_sizes is not None:
+        if packed:
             if order is not None:
                 states = [s.index_select(1, order) for s in states]
             y, *final = self._run(x, states, weights, batch_sizes)
@@ -94,7 +92,7 @@ class _Layers(Base, nn.RNNBase):
             self.training,
             self.bidirectional,
             self.batch_first,
-            self._own(),
+            self._option_values(),
         )
         return run_stack(stack, x, states or None, weights, batch_sizes)
 
@@ -119,14 +117,15 @@ class LSTM(_Layers):
           R = proj_size or H
     """
 
-    own_options = ("activation",)
-    activation: str = "tanh"
+    activation: str
+
+    _options: ClassVar[dict[str, Any]] = {"activation": "tanh"}
     _cell = "lstm"
     _torch_forward = nn.LSTM.forward
     _states = pair_states
-    check_forward_args = nn.LSTM.check_forward_args
+    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
-    permute_hidden = nn.LSTM.permute_hidden
+    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
 
     @overload
     def __init__(
@@ -161,7 +160,7 @@ class LSTM(_Layers):
     def forward(self, input: Any, hx: Any = None) -> Any:
         return self._forward(input, hx)
 
-    def _own(self) -> tuple[bool | str, ...]:
+    def _option_values(self) -> tuple[bool | str, ...]:
         return (self.activation,)
 
 
@@ -181,9 +180,10 @@ class GRU(_Layers):
         - output: like input with D*H features, and h_n like hx; D = 2 if bidirectional else 1
     """
 
-    own_options = ("reset_after", "activation")
-    reset_after: bool = True
-    activation: str = "tanh"
+    reset_after: bool
+    activation: str
+
+    _options: ClassVar[dict[str, Any]] = {"reset_after": True, "activation": "tanh"}
     _cell = "gru"
     _torch_forward = nn.GRU.forward
 
@@ -220,7 +220,7 @@ class GRU(_Layers):
     def forward(self, input: Any, hx: Any = None) -> Any:
         return self._forward(input, hx)
 
-    def _own(self) -> tuple[bool | str, ...]:
+    def _option_values(self) -> tuple[bool | str, ...]:
         return (self.reset_after, self.activation)
 
 
@@ -274,5 +274,5 @@ class RNN(_Layers):
     def forward(self, input: Any, hx: Any = None) -> Any:
         return self._forward(input, hx)
 
-    def _own(self) -> tuple[bool | str, ...]:
+    def _option_values(self) -> tuple[bool | str, ...]:
         return ("tanh" if self.mode == "RNN_TANH" else "relu",)

@@ -1,8 +1,8 @@
 """The specification: every cell and option as a plain PyTorch loop, differentiable any number of times.
 
-The ``*_step`` functions carry the formulas; the ``*_layer`` functions run them over a sequence and take what the ops of
-the same name take, without ``training``. Letters: T time, B batch, N rows of a packed sequence, I input, H hidden,
-P projection, R = P or H, D directions. Gates lie in torch's order, i f g o and r z n, along the first axis of a weight.
+The ``*_step`` functions carry the formulas. The ``*_layer`` functions run them over a sequence; they take what the
+``*_forward`` ops take, but ``training``. Letters: T time, B batch, N rows of a packed sequence, I input, H hidden,
+P projection, R = P or H, D directions. Gates lie in torch's order, i f g o and r z n, on the first axis of a weight.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "hardtanh": F.hardtanh,
 }
 
-Step = Callable[[Tensor, tuple[Tensor, ...], Sequence[Tensor | None]], tuple[Tensor, ...]]
+# w_ih, w_hh, b_ih, b_hh, w_hr
+_Direction = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
 def lstm_step(
@@ -53,8 +54,8 @@ def gru_step(
     reset_after: bool = True,
     activation: str = "tanh",
 ) -> Tensor:
-    """One step of a GRU: with ``reset_after`` that of :class:`torch.nn.GRU`, n = act(W x + b + r * (U h + d)),
-    without it the original n = act(W x + b + U (r * h) + d) (Cho et al. 2014, https://arxiv.org/abs/1406.1078).
+    """One step of :class:`torch.nn.GRU`, whose candidate is n = act(W x + b + r * (U h + d)); without reset_after of
+    the original, n = act(W x + b + U (r * h) + d) (Cho et al. 2014, https://arxiv.org/abs/1406.1078).
 
     x [B, I], h [B, H], w_ih [3*H, I], w_hh [3*H, H], b_ih and b_hh [3*H] -> h
     """
@@ -103,10 +104,9 @@ def lstm_layer(
     """x [T, B, I], [B, T, I] if batch_first, or [N, I] if packed; h0 [D, B, R], c0 [D, B, H] or None for zeros
     -> (y like x with D*R features, h_n [D, B, R], c_n [D, B, H])."""
 
-    def step(x: Tensor, state: tuple[Tensor, ...], w: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    def step(x: Tensor, h: Tensor, c: Tensor, w: _Direction) -> tuple[Tensor, ...]:
         w_ih, w_hh, b_ih, b_hh, w_hr = w
-        assert w_ih is not None and w_hh is not None
-        return lstm_step(x, *state, w_ih, w_hh, b_ih, b_hh, w_hr, activation)
+        return lstm_step(x, h, c, w_ih, w_hh, b_ih, b_hh, w_hr, activation)
 
     directions = _directions(weights, has_biases, bidirectional)
     sizes = weights[1].shape[1], weights[1].shape[0] // 4
@@ -128,10 +128,9 @@ def gru_layer(
     """x [T, B, I], [B, T, I] if batch_first, or [N, I] if packed; h0 [D, B, H] or None for zeros
     -> (y like x with D*H features, h_n [D, B, H])."""
 
-    def step(x: Tensor, state: tuple[Tensor, ...], w: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    def step(x: Tensor, h: Tensor, w: _Direction) -> tuple[Tensor, ...]:
         w_ih, w_hh, b_ih, b_hh, _ = w
-        assert w_ih is not None and w_hh is not None
-        return (gru_step(x, *state, w_ih, w_hh, b_ih, b_hh, reset_after, activation),)
+        return (gru_step(x, h, w_ih, w_hh, b_ih, b_hh, reset_after, activation),)
 
     directions = _directions(weights, has_biases, bidirectional)
     y, h_n = _layer(step, x, (h0,), (weights[1].shape[1],), directions, batch_sizes, batch_first)
@@ -151,19 +150,16 @@ def rnn_layer(
     """x [T, B, I], [B, T, I] if batch_first, or [N, I] if packed; h0 [D, B, H] or None for zeros
     -> (y like x with D*H features, h_n [D, B, H])."""
 
-    def step(x: Tensor, state: tuple[Tensor, ...], w: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    def step(x: Tensor, h: Tensor, w: _Direction) -> tuple[Tensor, ...]:
         w_ih, w_hh, b_ih, b_hh, _ = w
-        assert w_ih is not None and w_hh is not None
-        return (rnn_step(x, *state, w_ih, w_hh, b_ih, b_hh, nonlinearity),)
+        return (rnn_step(x, h, w_ih, w_hh, b_ih, b_hh, nonlinearity),)
 
     directions = _directions(weights, has_biases, bidirectional)
     y, h_n = _layer(step, x, (h0,), (weights[1].shape[1],), directions, batch_sizes, batch_first)
     return y, h_n
 
 
-def _directions(
-    weights: Sequence[Tensor], has_biases: bool, bidirectional: bool
-) -> list[tuple[Tensor | None, ...]]:
+def _directions(weights: Sequence[Tensor], has_biases: bool, bidirectional: bool) -> list[_Direction]:
     """(w_ih, w_hh, b_ih, b_hh, w_hr) of each direction, with None for what is absent."""
     count = len(weights) // (2 if bidirectional else 1)
     found = []
@@ -176,11 +172,11 @@ def _directions(
 
 
 def _layer(
-    step: Step,
+    step: Callable[..., tuple[Tensor, ...]],
     x: Tensor,
     initial: tuple[Tensor | None, ...],
     sizes: tuple[int, ...],
-    directions: list[tuple[Tensor | None, ...]],
+    directions: list[_Direction],
     batch_sizes: Tensor | None,
     batch_first: bool,
 ) -> tuple[Tensor, ...]:
@@ -188,7 +184,7 @@ def _layer(
     if batch_sizes is None:
         steps = list(x.unbind(1 if batch_first else 0))
     else:
-        steps = list(x.split(batch_sizes.tolist()))
+        steps = list(torch.split(x, batch_sizes.tolist()))
     batch = steps[0].shape[0]
     outputs, finals = [], []
     for direction, weights in enumerate(directions):
@@ -199,7 +195,7 @@ def _layer(
         rows: list[Tensor] = []
         for row in reversed(steps) if direction else steps:
             active = row.shape[0]
-            new = step(row, tuple(s[:active] for s in state), weights)
+            new = step(row, *(s[:active] for s in state), weights)
             state = tuple(torch.cat((n, s[active:])) for n, s in zip(new, state, strict=True))
             rows.append(new[0])
         outputs.append(rows[::-1] if direction else rows)

@@ -1,0 +1,147 @@
+"""The bench suite: its cases, its limits, its peers' agreement, and one whole quick run."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("numpy")
+pytest.importorskip("rich")
+
+from bench.cases import CELLS, MODES, REGISTRY, Case, choose
+from bench.limits import Constants, limit_of
+from bench.peers import PEERS, Settings, Unsupported
+from bench.problem import make_problem
+from bench.results import Result, Run, geometric_means
+from bench.targets import verdicts
+from bench.timing import Timing
+
+ROOT = Path(__file__).parent.parent
+CONSTANTS = Constants(2, peak=1e11, bandwidth={1 << 16: 1e11, 1 << 24: 1e10}, handoff=1e-7, measured=False)
+
+
+def case_of(name: str) -> Case:
+    case = Case.parse(name)
+    assert case is not None
+    return case
+
+
+def test_case_names():
+    assert all(Case.parse(case.id) == case for case in REGISTRY)
+    assert len({case.id for case in REGISTRY}) == len(REGISTRY) >= 66
+    assert case_of("gru-T35-B20-I650-H651-L2-bi") == Case("gru", 35, 20, 650, 651, 2, True)
+    for name in ("gru", "lstm-T0-B1-I1-H1", "tcn-T1-B1-I1-H1", "lstm-T1-B1-I1-H1-x"):
+        assert Case.parse(name) is None
+
+
+def test_choose():
+    assert {case.cell for case in choose(CELLS, MODES["infer"], [])} == set(CELLS)
+    assert all(case.time == 1 for case in choose(CELLS, MODES["stream"], []))
+    assert all(case.batch > 1 for case in choose(CELLS, MODES["packed"], []))
+    assert [case.id for case in choose(["lstm"], MODES["infer"], ["lstm-T2-B3-I4-H5"])] == [
+        "lstm-T2-B3-I4-H5"
+    ]
+    assert choose(["lstm"], MODES["train"], ["T1-B1"]) == []
+
+
+@pytest.mark.parametrize("mode", ["infer", "train", "packed", "packed-train"])
+def test_limit_grows_with_the_work(mode):
+    sizes = ["lstm-T8-B4-I8-H16", "lstm-T8-B4-I8-H32", "lstm-T8-B4-I8-H32-L2", "lstm-T8-B4-I8-H32-L2-bi"]
+    limits = [limit_of(make_problem(case_of(name), MODES[mode]), CONSTANTS).seconds for name in sizes]
+    assert limits == sorted(limits) and limits[0] > 0
+
+
+def test_limit_by_hand():
+    # 2 * T * B * G * H * (H + I) operations on two cores, the batch split
+    limit = limit_of(make_problem(case_of("gru-T10-B64-I32-H64"), MODES["infer"]), CONSTANTS)
+    assert limit.bound == "arithmetic"
+    assert limit.seconds == pytest.approx(2 * 10 * 64 * 3 * 64 * (64 + 32) / 2e11)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_peers_agree(cell, mode):
+    """Every peer at hand computes what torch.nn computes in float64, gate orders and lengths included."""
+    sizes = "T1-B1-I3-H5" if mode == "stream" else "T4-B3-I3-H5-L2-bi"
+    problem = make_problem(case_of(f"{cell}-{sizes}"), MODES[mode])
+    agreed = []
+    for peer in PEERS.values():
+        if peer.missing() or peer.name == "compile" or (peer.ragged_only and not problem.mode.ragged):
+            continue
+        try:
+            runner = peer.build(problem, Settings(threads=1))
+        except Unsupported:
+            continue
+        with runner.context():
+            problem.check(runner.outputs(runner.call()), runner.skip)
+        agreed.append(peer.name)
+    assert {"fastrnn", "torch"} <= set(agreed)
+
+
+def test_check_refuses_wrong_output():
+    problem = make_problem(case_of("rnn-T3-B2-I3-H5"), MODES["infer"])
+    outputs = {name: array.copy() for name, array in problem.reference.items()}
+    assert problem.check(outputs) == 0
+    outputs["y"][0, 0, 0] += 0.01
+    with pytest.raises(ValueError, match="y: error"):
+        problem.check(outputs)
+    del outputs["h_n"], outputs["y"]
+    with pytest.raises(ValueError, match="shape None"):
+        problem.check(outputs)
+
+
+def test_results_and_targets(tmp_path):
+    def timing(seconds: float) -> Timing:
+        return Timing(seconds, seconds, seconds, [seconds], 0.0)
+
+    result = Result("lstm-T1-B1-I64-H64", "lstm", "infer", 1, 1, 64, limit=0.5, bound="weights")
+    result.timings = {"fastrnn": timing(1.0), "torch": timing(4.0), "onnxruntime": timing(2.0)}
+    versions = dict.fromkeys(("fastrnn", "torch", "onnxruntime"), "1")
+    run = Run({"cpu": "some"}, {"threads": 1}, CONSTANTS.to_json(), versions, [result])
+    run.save(tmp_path / "run.json")
+    loaded = Run.load(tmp_path / "run.json")
+    assert loaded.results == run.results
+    assert result.fraction == 0.5
+    assert geometric_means(loaded)["infer"]["lstm"] == pytest.approx(
+        {"torch": 4, "onnxruntime": 2, "best": 2}
+    )
+    found = {line.what: (line.value, line.met) for line in verdicts(loaded)}
+    assert found["lstm inference against torch, geometric mean"] == (pytest.approx(4.0), True)
+
+
+def test_quick_run(tmp_path):
+    pytest.importorskip("matplotlib")
+    command = [
+        sys.executable,
+        "-m",
+        "bench",
+        "--quick",
+        "--threads",
+        "1",
+        "--peers",
+        "fastrnn",
+        "torch",
+        "jax",
+    ]
+    command += ["--cases", "gru-T5-B2-I8-H16", "--cell", "gru", "--mode", "infer", "train"]
+    command += ["--json", str(tmp_path / "run.json"), "--plot", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "gru train" in done.stdout
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert [entry["mode"] for entry in run["results"]] == ["infer", "train"]
+    assert all(
+        entry["timings"]["fastrnn"]["median"] > 0 and entry["ratios"]["torch"] > 0 for entry in run["results"]
+    )
+    assert re.match("absent: pip install jax|[0-9.]+", run["peers"]["jax"])
+    assert len(list(tmp_path.glob("*.png"))) == 3
+
+
+def test_bad_choice():
+    command = [sys.executable, "-m", "bench", "--cases", "no-such-case"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "no case" in done.stdout
