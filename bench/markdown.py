@@ -33,7 +33,8 @@ def machine_line(run: Run) -> str:
     versions = ", ".join(f"{name} {run.peers[name]}" for name in run.others() if name != "compile")
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {run.settings['threads']} threads, "
-        f"{machine.get('isa', '')} kernels, float32; {versions}. Numbers are a peer's time over fastrnn's: above 1 fastrnn is faster."
+        f"{machine.get('isa', '')} kernels, float32; {versions}. "
+        "Numbers are a peer's time over fastrnn's: above 1 fastrnn is faster."
     )
 
 

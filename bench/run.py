@@ -217,7 +217,8 @@ def _slug(run: Run) -> str:
 
 
 def _result_path(args: argparse.Namespace, run: Run) -> Path | None:
-    if args.json is None or args.json != RESULTS:
-        return args.json
+    path: Path | None = args.json
+    if path != RESULTS:
+        return path
     modes = "all" if "all" in args.mode else "-".join(args.mode)
     return RESULTS / f"{_slug(run)}-{modes}.json"

@@ -46,11 +46,10 @@ def time_in_turns(runners: dict[str, Runner], effort: Effort) -> dict[str, list[
 
 def _plan(runner: Runner, effort: Effort) -> tuple[int, int]:
     """Warms the runner up; returns calls a sample and samples a block."""
-    seconds = float("inf")
     with runner.context():
+        _timed(runner, 1)
         stop = time.perf_counter() + effort.block_seconds / 2
-        for _ in range(3):
-            seconds = min(seconds, _timed(runner, 1))
+        seconds = _timed(runner, 1)
         while time.perf_counter() < stop:
             seconds = min(seconds, _timed(runner, 1))
     inner = max(1, round(_SAMPLE_SECONDS / seconds))
@@ -71,7 +70,8 @@ def _block(runner: Runner, inner: int, count: int) -> list[float]:
     gc.disable()
     try:
         with runner.context():
-            _timed(runner, 1)
+            if count > 1:  # caches and pools are cold after the other peers, which a long call hardly feels
+                _timed(runner, 1)
             return [_timed(runner, inner) for _ in range(count)]
     finally:
         if collecting:

@@ -29,7 +29,7 @@ def layer(
     """One layer: shapes as in :mod:`fastrnn._ops` -> (y, *final_states)."""
     if forward_ad._current_level >= 0:
         return reference_layer(cell, x, states, weights, batch_sizes, options)
-    if torch.is_grad_enabled() and _requires_grad(x, *states, *weights):
+    if _is_transformed() or (torch.is_grad_enabled() and _differentiates(x, *states, *weights)):
         outputs: tuple[Tensor, ...] = _Layer.apply(  # type: ignore[no-untyped-call]
             cell, options, batch_sizes, x, *states, *weights
         )
@@ -49,11 +49,32 @@ def reference_layer(
     return _REFERENCE[cell](x, *states, weights, batch_sizes, *options)
 
 
-def _requires_grad(*tensors: Tensor | None) -> bool:
-    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
+_is_transformed = torch._C._are_functorch_transforms_active  # by torch.func: grad, vmap and the others
 
 
-class _Layer(Function):
+def _differentiates(*tensors: Tensor | None) -> bool:
+    # torch.jit.trace keeps ops alone
+    return any(t is not None and t.requires_grad for t in tensors) and not torch.jit.is_tracing()
+
+
+class _MappedOneByOne(Function):
+    """torch.vmap over it calls it once for each sample."""
+
+    @classmethod
+    def vmap(cls, info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
+        def sample(index: int) -> Any:
+            return cls.apply(  # type: ignore[no-untyped-call]
+                *(
+                    value if dim is None or not isinstance(value, Tensor) else value.select(dim, index)
+                    for value, dim in zip(inputs, in_dims, strict=True)
+                )
+            )
+
+        outputs = tuple(map(torch.stack, zip(*map(sample, range(info.batch_size)), strict=True)))
+        return outputs, (0,) * len(outputs)
+
+
+class _Layer(_MappedOneByOne):
     """(cell, options, batch_sizes, x, *states, *weights) -> (y, *final_states, reserve)"""
 
     @staticmethod
@@ -100,7 +121,7 @@ def _gradients(*inputs: Any) -> tuple[Tensor, ...]:
     return _ops.backward(cell, d_outputs, x, states, weights, batch_sizes, y, reserve, options, needs)
 
 
-class _LayerBackward(Function):
+class _LayerBackward(_MappedOneByOne):
     """(cell, options, needs, batch_sizes, y, reserve, *d_outputs, x, *states, *weights)
     -> (d_x, *d_states, *d_weights)"""
 

@@ -54,7 +54,7 @@ class Base(nn.Module):
         return ", ".join([super().extra_repr(), *options])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         for name, value in self._options.items():  # a pickle of torch.nn's module has none
             self.__dict__.setdefault(name, value)
 

@@ -48,11 +48,12 @@ def restore_modules(model: nn.Module) -> nn.Module:
         ValueError: a module has an option that torch.nn lacks; model is then unchanged
     """
     for name, module in model.named_modules():
-        if isinstance(module, Base) and type_before_parametrizations(module) in _TO_TORCH:
-            if options := module._changed_options():
-                listed = ", ".join(f"{key}={value!r}" for key, value in options.items())
-                where = f"module '{name}'" if name else "the model itself"
-                raise ValueError(f"torch.nn has nothing like {listed} of {where}, {module}")
+        if not isinstance(module, Base) or type_before_parametrizations(module) not in _TO_TORCH:
+            continue
+        options = [f"{key}={value!r}" for key, value in module._changed_options().items()]
+        if options:
+            where = f"module '{name}'" if name else "the model itself"
+            raise ValueError(f"torch.nn has no {' and '.join(options)}, which {where} has: {module}")
     return _swap(model, _TO_TORCH)
 
 

@@ -27,12 +27,14 @@ class _Layers(Base, nn.RNNBase):
     """LSTM, GRU and RNN. They are no torch.nn.LSTM, GRU or RNN, because torch.compile refuses those."""
 
     def _forward(self, input: Any, hx: Any) -> Any:
-        packed = isinstance(input, PackedSequence)
-        x, batch_sizes, order, inverse = input if packed else (input, None, None, None)
+        x, batch_sizes, order, inverse = (
+            input if isinstance(input, PackedSequence) else (input, None, None, None)
+        )
         states, weights = self._states(hx), self._weights()
         if states is None or not self._takes(x, batch_sizes, states, weights):
             return self._forward_by_torch(input, hx)
-        if packed:
+        y: Any
+        if batch_sizes is not None:
             if order is not None:
                 states = [s.index_select(1, order) for s in states]
             y, *final = self._run(x, states, weights, batch_sizes)

@@ -11,11 +11,13 @@ import pytest
 pytest.importorskip("numpy")
 pytest.importorskip("rich")
 
+from bench import markdown
 from bench.cases import CELLS, MODES, REGISTRY, Case, choose
 from bench.limits import Constants, limit_of
 from bench.peers import PEERS, Settings, Unsupported
 from bench.problem import make_problem
 from bench.results import Result, Run, geometric_means
+from bench.run import main
 from bench.targets import verdicts
 from bench.timing import Timing
 
@@ -93,23 +95,43 @@ def test_check_refuses_wrong_output():
         problem.check(outputs)
 
 
-def test_results_and_targets(tmp_path):
+@pytest.fixture
+def saved(tmp_path):
+    """A run of one made-up result, as a file."""
+
     def timing(seconds: float) -> Timing:
         return Timing(seconds, seconds, seconds, [seconds], 0.0)
 
     result = Result("lstm-T1-B1-I64-H64", "lstm", "infer", 1, 1, 64, limit=0.5, bound="weights")
     result.timings = {"fastrnn": timing(1.0), "torch": timing(4.0), "onnxruntime": timing(2.0)}
     versions = dict.fromkeys(("fastrnn", "torch", "onnxruntime"), "1")
-    run = Run({"cpu": "some"}, {"threads": 1}, CONSTANTS.to_json(), versions, [result])
+    run = Run({"cpu": "some", "cores": 2}, {"threads": 1}, CONSTANTS.to_json(), versions, [result])
     run.save(tmp_path / "run.json")
-    loaded = Run.load(tmp_path / "run.json")
-    assert loaded.results == run.results
-    assert result.fraction == 0.5
-    assert geometric_means(loaded)["infer"]["lstm"] == pytest.approx(
-        {"torch": 4, "onnxruntime": 2, "best": 2}
-    )
-    found = {line.what: (line.value, line.met) for line in verdicts(loaded)}
+    assert Run.load(tmp_path / "run.json").results == run.results
+    return tmp_path / "run.json"
+
+
+def test_results_and_targets(saved):
+    run = Run.load(saved)
+    assert run.results[0].fraction == 0.5
+    assert geometric_means(run)["infer"]["lstm"] == pytest.approx({"torch": 4, "onnxruntime": 2, "best": 2})
+    found = {line.what: (line.value, line.met) for line in verdicts(run)}
     assert found["lstm inference against torch, geometric mean"] == (pytest.approx(4.0), True)
+
+
+def test_markdown_goes_between_its_marks(saved, tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("above\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nbelow\n")
+    assert markdown.main([str(saved), "--write", str(page)]) == 0
+    assert markdown.main([str(saved), "--write", str(page)]) == 0
+    text = page.read_text()
+    assert text.startswith("above\n<!-- bench:begin -->\n")
+    assert text.endswith("<!-- bench:end -->\nbelow\n")
+    assert text.count("| infer | lstm | 4.00 | 2.00 | 2.00 |") == 1
+    assert "old" not in text
+    page.write_text("nothing")
+    assert markdown.main([str(saved), "--write", str(page)]) == 1
+    assert "page.md" in capsys.readouterr().err
 
 
 def test_quick_run(tmp_path):
@@ -140,8 +162,10 @@ def test_quick_run(tmp_path):
     assert len(list(tmp_path.glob("*.png"))) == 3
 
 
-def test_bad_choice():
-    command = [sys.executable, "-m", "bench", "--cases", "no-such-case"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "no case" in done.stdout
+def test_command_line(capsys):
+    assert main(["--cases", "no-such-case"]) == 2
+    assert "no case" in capsys.readouterr().out
+    assert main(["--list", "--cell", "gru", "--mode", "stream"]) == 0
+    listed = capsys.readouterr().out
+    assert "gru-T1-B1-I256-H256" in listed
+    assert "onnxruntime" in listed

@@ -143,7 +143,12 @@ def test_one_compilation_for_every_batch_and_time(cell: str, training: bool) -> 
     backend = Counting()
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=backend)
     counts = []
-    for batch, time in ((5, 9), (2, 11), (8, 10), (6, 6)):  # the first unlike other sizes, which dynamo would equate
+    for batch, time in (
+        (5, 9),
+        (2, 11),
+        (8, 10),
+        (6, 6),
+    ):  # the first unlike other sizes, which dynamo would equate
         inputs = make_inputs(case.but(batch=batch, time=time))
         with torch.set_grad_enabled(training):
             y, _ = compiled(inputs.x, inputs.state())

@@ -1,5 +1,7 @@
 """Every torch.nn configuration in float64 against torch.nn and against the reference, to 1e-10."""
 
+import subprocess
+import sys
 from itertools import combinations, product
 
 import pytest
@@ -91,6 +93,7 @@ SIZES = [
     (33, 2, 2, 5),
     (2, 2, 130, 100),
     (1, 40, 6, 129),
+    (2, 600, 3, 5),
 ]
 
 
@@ -144,3 +147,31 @@ def test_cell_module(name: str, bias: bool, batched: bool, state: bool, hidden: 
     count = 2 if name == "LSTMCell" else 1
     states = [torch.randn(*lead, hidden, dtype=F64) for _ in range(count)] if state else []
     assert_same(run_cell(fast, x, states), run_cell(plain, x, states), rtol=1e-10, atol=1e-10)
+
+
+ZERO_SIZES = """
+import torch, fastrnn
+from torch import nn
+for name in ("LSTMCell", "GRUCell", "RNNCell"):
+    for size, hidden, batch in ((0, 3, 2), (3, 0, 2), (3, 4, 0), (0, 0, 2), (3, 0, 0)):
+        results = []
+        for library in (nn, fastrnn):
+            torch.manual_seed(0)
+            module, x = getattr(library, name)(size, hidden), torch.ones(batch, size, requires_grad=True)
+            outputs = module(x)
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            leaves = [x, *module.parameters()]
+            total = sum(o.sum() for o in outputs)
+            results.append([*outputs, *torch.autograd.grad(total, leaves, materialize_grads=True)])
+        torch.testing.assert_close(*results)
+print("done")
+"""
+
+
+def test_cell_module_with_sizes_of_zero() -> None:
+    """torch.nn's cells take them; in a process of its own, for a division by zero would end this one."""
+    result = subprocess.run(
+        [sys.executable, "-c", ZERO_SIZES], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["done"]

@@ -121,8 +121,8 @@ def test_dropout_of_one_layer_warns(name: str) -> None:
     assert said[0] == said[1]
 
 
-def _state(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Any:
-    h = torch.zeros(shape, dtype=dtype)
+def _state(name: str, *shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
+    h = torch.zeros(shape, dtype=dtype, device=device)
     return (h, h.clone()) if name.startswith("LSTM") else h
 
 
@@ -167,6 +167,12 @@ FORWARDS: dict[str, Callable[[str], tuple[Any, ...]]] = {
     "state-packed-float64": lambda n: (_pack(), _state(n, 2, 2, 4, dtype=torch.float64)),
     "too-many": lambda n: (torch.zeros(5, 2, 3), None, None),
     "state-str": lambda n: (torch.zeros(5, 2, 3), "zeros"),
+    "packed-rows-missing": lambda n: (PackedSequence(torch.zeros(5, 3), torch.tensor([3, 3])),),
+    "packed-rising": lambda n: (PackedSequence(torch.zeros(5, 3), torch.tensor([2, 3])),),
+    "packed-int32": lambda n: (PackedSequence(torch.zeros(5, 3), torch.tensor([3, 2], dtype=torch.int32)),),
+    "packed-empty": lambda n: (PackedSequence(torch.zeros(0, 3), torch.tensor([], dtype=torch.int64)),),
+    "input-meta": lambda n: (torch.zeros(5, 2, 3, device="meta"),),
+    "state-meta": lambda n: (torch.zeros(5, 2, 3), _state(n, 2, 2, 4, device="meta")),
     "packed-of-3d": lambda n: (PackedSequence(torch.zeros(6, 2, 3), torch.tensor([2, 2, 1, 1])),),
 }
 LSTM_FORWARDS: dict[str, Callable[[str], tuple[Any, ...]]] = {
@@ -305,7 +311,15 @@ def test_weights_that_do_not_fit(name: str) -> None:
         module(torch.zeros(5, 2, 3))
 
     _assert_fails_alike(lambda lib: call(lib, lambda m: setattr(m, "weight_hh_l0", torch.zeros(2, 2))))
-    _assert_fails_alike(lambda lib: call(lib, lambda m: setattr(m, "no_such_name", m.weight_hh_l1)))
+    for weight in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"):
+        for change in (lambda w: w.new_zeros(2, 2), lambda w: w[1:], lambda w: w.double()):
+
+            def spoil(module: nn.Module, weight=weight, change=change) -> None:
+                setattr(module, weight, nn.Parameter(change(getattr(module, weight).detach())))
+
+            for library in (nn, fastrnn):
+                with pytest.raises((RuntimeError, ValueError)):  # the words may differ
+                    call(library, spoil)
 
 
 def test_bad_gradient_shape() -> None:

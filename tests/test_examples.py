@@ -34,8 +34,7 @@ def test_char_lm(tmp_path):
     assert all(float(theirs) == pytest.approx(float(ours), abs=1e-3) for theirs, ours in steps)
 
 
-@pytest.mark.parametrize("arguments", [("--steps", "0"), ("--hidden", "-3"), ("--cell", "tcn")])
-def test_char_lm_refuses(arguments):
-    done = run("examples/char_lm.py", *arguments)
+def test_char_lm_refuses_sizes():
+    done = run("examples/char_lm.py", "--steps", "0")
     assert done.returncode == 2
-    assert "error:" in done.stderr
+    assert "sizes must be positive" in done.stderr

@@ -67,7 +67,7 @@ def assert_equal_runs(case: Case, actual: Results, expected: Results) -> None:
     assert_same(actual, expected, rtol=tolerance, atol=atol)
 
 
-@settings(max_examples=120)
+@settings(max_examples=250)
 @given(cases(layouts=("padded", "packed", "unsorted", "unbatched")))
 def test_shapes(case: Case) -> None:
     fast, plain = module_pair(case)
@@ -97,7 +97,7 @@ def strided(shape: tuple[int, ...], kind: str, dtype: torch.dtype) -> tuple[Tens
     return flat, lambda b: b[1:].view(shape)
 
 
-@settings(max_examples=120)
+@settings(max_examples=250)
 @given(cases(), *[st.sampled_from(STRIDES)] * 3)
 def test_strides(case: Case, x_kind: str, h_kind: str, c_kind: str) -> None:
     fast, plain = module_pair(case)
@@ -158,7 +158,7 @@ def test_strides_of_the_weights(case: Case, random: Any) -> None:
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=9)
 
 
-@settings(max_examples=100)
+@settings(max_examples=150)
 @given(cases(layouts=("unsorted",)), LENGTHS)
 def test_lengths(case: Case, lengths: list[int]) -> None:
     """A packed run is torch.nn's, and each sequence in it is what that sequence gives alone."""
@@ -189,7 +189,7 @@ def _sample(module: nn.Module, inputs: Inputs, x: Tensor, row: int) -> tuple[Ten
     return flat_outputs(module(x, state))
 
 
-@settings(max_examples=60)
+@settings(max_examples=100)
 @given(cases(dtypes=(BF16, F16), layouts=("padded", "unsorted", "unbatched")))
 def test_half_types(case: Case) -> None:
     """Beside a float64 run, with one rounding a layer on the way out and again on the way back."""
@@ -219,7 +219,7 @@ def options() -> Any:
     )
 
 
-@settings(max_examples=60)
+@settings(max_examples=100)
 @given(options())
 def test_options(case: Case) -> None:
     module = fast_module(case)
