@@ -53,8 +53,9 @@ _is_transformed = torch._C._are_functorch_transforms_active  # by torch.func: gr
 
 
 def _differentiates(*tensors: Tensor | None) -> bool:
-    # torch.jit.trace keeps ops alone
-    return any(t is not None and t.requires_grad for t in tensors) and not torch.jit.is_tracing()
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return False  # a trace can hold the ops only
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 class _MappedOneByOne(Function):

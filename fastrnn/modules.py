@@ -74,7 +74,9 @@ class _Layers(Base, nn.RNNBase):
             return False
         if states:
             if batch_sizes is not None:
-                batch = (int(batch_sizes[0]),)
+                # a compiler cannot look into a tensor: the op will check the number
+                compiling = torch.compiler.is_compiling()
+                batch = (states[0].shape[1] if compiling else int(batch_sizes[0]),)
             rows = self.num_layers * (2 if self.bidirectional else 1)
             sizes = (self.proj_size or self.hidden_size, self.hidden_size)
             for state, size in zip(states, sizes, strict=False):

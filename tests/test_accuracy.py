@@ -104,7 +104,7 @@ def test_half_types_within_their_rounding(case: Case) -> None:
     for name, (fast, plain) in _errors(case).items():
         limit = (3 if name.startswith("d_") else 1.01) * case.layers * unit
         if case.cell == "rnn_relu" and case.layers > 1 and name.startswith("d_"):
-            continue  # a rounded y may move the next layer's sums across relu's kink, where the gradient jumps
+            continue  # a rounded y may move the next layer's sums across relu's kink: the gradient jumps
         assert fast <= limit, f"{name}: {fast:.3g} is over {limit:.3g}"
         assert fast <= 2 * plain + unit, f"{name}: {fast:.3g}, torch.nn {plain:.3g}"
 

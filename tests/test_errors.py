@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import fastrnn
@@ -303,23 +303,45 @@ def test_state_dict_mismatch(name: str) -> None:
     _assert_fails_alike(lambda lib: load(lib, lambda s: s.update(weight_hh_l0=torch.zeros(2, 2))))
 
 
+CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "shape": lambda w: w.new_zeros(2, 2),
+    "row-missing": lambda w: w[1:],
+    "dtype": lambda w: w.double(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("weight", ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_weights_that_do_not_fit(name: str) -> None:
-    def call(lib: Any, change: Callable[[nn.Module], None]) -> None:
-        module = getattr(lib, name)(3, 4)
-        change(module)
+def test_weights_that_do_not_fit(name: str, weight: str, change: str) -> None:
+    """Always an error, also where torch.nn.LSTM reads beyond them."""
+    module = getattr(fastrnn, name)(3, 4)
+    value = getattr(module, weight).detach()
+    setattr(module, weight, nn.Parameter(CHANGES[change](value)))
+    with pytest.raises((RuntimeError, ValueError)):
         module(torch.zeros(5, 2, 3))
 
-    _assert_fails_alike(lambda lib: call(lib, lambda m: setattr(m, "weight_hh_l0", torch.zeros(2, 2))))
-    for weight in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"):
-        for change in (lambda w: w.new_zeros(2, 2), lambda w: w[1:], lambda w: w.double()):
 
-            def spoil(module: nn.Module, weight=weight, change=change) -> None:
-                setattr(module, weight, nn.Parameter(change(getattr(module, weight).detach())))
+@pytest.mark.parametrize("weight", ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_weights_on_another_device(name: str, weight: str) -> None:
+    def call(lib: Any) -> None:
+        module = getattr(lib, name)(3, 4)
+        setattr(module, weight, nn.Parameter(getattr(module, weight).detach().to("meta")))
+        module(torch.zeros(5, 2, 3))
 
-            for library in (nn, fastrnn):
-                with pytest.raises((RuntimeError, ValueError)):  # the words may differ
-                    call(library, spoil)
+    _assert_fails_alike(call)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_weights_of_another_type(name: str) -> None:
+    def call(lib: Any, value: Any) -> None:
+        module = getattr(lib, name)(3, 4)
+        module.weight_hh_l0 = value
+        module(torch.zeros(5, 2, 3))
+
+    for value in (torch.zeros(16, 4), "weights", 1.0):
+        _assert_fails_alike(lambda lib, value=value: call(lib, value))
 
 
 def test_bad_gradient_shape() -> None:

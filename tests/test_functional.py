@@ -1,4 +1,4 @@
-"""The functions beneath the modules: their arguments, their defaults, and that weights are theirs to be given."""
+"""The functions beneath the modules: their arguments, their defaults, and weights that are no Parameters."""
 
 import inspect
 from itertools import product
