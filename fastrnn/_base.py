@@ -26,6 +26,18 @@ def is_alike(tensor: Tensor, like: Tensor) -> bool:
     return (tensor.is_cpu and like.is_cpu) or tensor.device == like.device
 
 
+def is_uniform(weights: Sequence[object]) -> bool:
+    """Whether they are tensors of one dtype, none of them away from the CPU if the first is there."""
+    first = weights[0]
+    if not isinstance(first, Tensor):
+        return False
+    dtype, is_cpu = first.dtype, first.is_cpu
+    for weight in weights:
+        if not isinstance(weight, Tensor) or weight.dtype != dtype or weight.is_cpu != is_cpu:
+            return False
+    return True
+
+
 def check_activation(activation: str) -> str:
     if activation not in ACTIVATIONS:
         known = ", ".join(f"'{name}'" for name in ACTIVATIONS)

@@ -49,11 +49,12 @@ _BACKWARD = {
     "rnn": _ops.rnn_backward.default,
 }
 _DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
-_DEVICES = frozenset({"cpu", "meta"}) | frozenset(
-    name
-    for name, key in (("cuda", torch._C.DispatchKey.CUDA),)
-    if all(op.has_kernel_for_dispatch_key(key) for op in (*_FORWARD.values(), *_BACKWARD.values()))
-)
+_DEVICES = {"cpu", "meta"}
+if all(
+    op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CUDA)
+    for op in (*_FORWARD.values(), *_BACKWARD.values())
+):
+    _DEVICES.add("cuda")
 
 
 def has_kernels(x: Tensor) -> bool:

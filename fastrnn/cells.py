@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fastrnn import _ops
 from fastrnn._autograd import layer, reference_layer
-from fastrnn._base import Base, check_activation, is_alike, is_state, pair_states
+from fastrnn._base import Base, check_activation, is_alike, is_state, is_uniform, pair_states
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
@@ -46,12 +46,15 @@ class _Cell(Base, nn.RNNCellBase):
         return [w for w in weights if w is not None]
 
     def _takes(self, x: Any, states: Sequence[Tensor], weights: list[Tensor]) -> bool:
-        if not isinstance(x, Tensor) or len(weights) not in (2, 4):
+        if len(weights) not in (2, 4) or not is_uniform(weights):
+            return False
+        if not isinstance(x, Tensor) or not is_alike(x, weights[0]):
             return False
         shape = x.shape
-        if len(shape) not in (1, 2) or shape[-1] != self.input_size or not is_alike(x, weights[0]):
+        if len(shape) not in (1, 2) or shape[-1] != self.input_size:
             return False
-        return all(is_state(state, (*shape[:-1], self.hidden_size), x) for state in states)
+        expected = (*shape[:-1], self.hidden_size)
+        return all(is_state(state, expected, x) for state in states)
 
 
 class LSTMCell(_Cell, nn.LSTMCell):

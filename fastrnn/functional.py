@@ -153,7 +153,7 @@ def run_stack(
 
 
 def _run_layers(
-    layer: Callable[..., tuple[Tensor, ...]],
+    run_layer: Callable[..., tuple[Tensor, ...]],
     stack: Stack,
     x: Tensor,
     states: _States,
@@ -169,7 +169,9 @@ def _run_layers(
     else:
         initial = _zeros(stack, x, weights, batch_sizes)
     if num_layers == 1:
-        return layer(cell, x, initial, weights, batch_sizes, (has_biases, batch_first, bidirectional, *own))
+        return run_layer(
+            cell, x, initial, weights, batch_sizes, (has_biases, batch_first, bidirectional, *own)
+        )
 
     # between layers time comes first: rows of a step lie together, and dropout draws in torch's order
     batch_first = batch_first and batch_sizes is None
@@ -185,7 +187,9 @@ def _run_layers(
             x, options = x.transpose(0, 1), (has_biases, True, bidirectional, *own)
         rows = slice(index * directions, (index + 1) * directions)
         start = [None if s is None else s[rows] for s in initial]
-        x, *final = layer(cell, x, start, weights[index * count : (index + 1) * count], batch_sizes, options)
+        x, *final = run_layer(
+            cell, x, start, weights[index * count : (index + 1) * count], batch_sizes, options
+        )
         finals.append(final)
     return x, *(torch.cat(parts) for parts in zip(*finals, strict=True))
 

@@ -20,6 +20,13 @@ def _cuda() -> str:
     return f"yes ({torch.cuda.get_device_name()})"
 
 
+def _active_isa() -> str:
+    try:
+        return _ops.active_isa()
+    except RuntimeError as error:  # FASTRNN_FORCE_ISA names one that is unknown or that this CPU lacks
+        return f"none: {error}"
+
+
 def describe() -> dict[str, str]:
     """What the command prints, by name."""
     compiled, supported = _ops.compiled_isas(), _ops.supported_isas()
@@ -27,7 +34,7 @@ def describe() -> dict[str, str]:
         "fastrnn": fastrnn.__version__,
         "torch": str(torch.__version__),
         "python": f"{platform.python_version()} ({platform.system()} {platform.machine()})",
-        "active ISA": _ops.active_isa(),
+        "active ISA": _active_isa(),
         "compiled ISAs": ", ".join(compiled),
         "on this CPU": ", ".join(supported),
         "threads": str(torch.get_num_threads()),

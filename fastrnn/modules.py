@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import _ops
-from fastrnn._base import Base, check_activation, is_alike, is_state, pair_states
+from fastrnn._base import Base, check_activation, is_alike, is_state, is_uniform, pair_states
 from fastrnn.functional import Stack, run_stack
 
 __all__ = ["GRU", "LSTM", "RNN"]
@@ -21,6 +21,14 @@ __all__ = ["GRU", "LSTM", "RNN"]
 def _check_no_projection(arguments: dict[str, Any]) -> None:
     if "proj_size" in arguments:
         raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+
+
+def _are_batch_sizes(batch_sizes: Tensor, rows: int) -> bool:
+    """Whether they are what pack_padded_sequence makes; a PackedSequence made by hand may hold anything."""
+    if batch_sizes.dtype != torch.int64 or batch_sizes.dim() != 1:
+        return False
+    sizes = batch_sizes.tolist()
+    return sum(sizes) == rows and sizes[-1] > 0 and sizes == sorted(sizes, reverse=True)
 
 
 class _Layers(Base, nn.RNNBase):
@@ -60,7 +68,7 @@ class _Layers(Base, nn.RNNBase):
     def _takes(
         self, x: Any, batch_sizes: Tensor | None, states: Sequence[Tensor], weights: list[Tensor]
     ) -> bool:
-        if not isinstance(x, Tensor):
+        if not (isinstance(x, Tensor) and is_uniform(weights) and is_alike(x, weights[0])):
             return False
         shape = x.shape
         batch: tuple[int, ...] = ()
@@ -70,19 +78,18 @@ class _Layers(Base, nn.RNNBase):
             time = shape[0]
         else:
             return False
-        if time == 0 or shape[-1] != self.input_size or not is_alike(x, weights[0]):
+        if time == 0 or shape[-1] != self.input_size:
             return False
-        if states:
-            if batch_sizes is not None:
-                # a compiler cannot look into a tensor: the op will check the number
-                compiling = torch.compiler.is_compiling()
-                batch = (states[0].shape[1] if compiling else int(batch_sizes[0]),)
-            rows = self.num_layers * (2 if self.bidirectional else 1)
-            sizes = (self.proj_size or self.hidden_size, self.hidden_size)
-            for state, size in zip(states, sizes, strict=False):
-                if not is_state(state, (rows, *batch, size), x):
-                    return False
-        return True
+        if batch_sizes is not None:
+            if torch.compiler.is_compiling():  # it cannot look into a tensor; the op will
+                batch = tuple(states[0].shape[1:2]) if states else ()
+            elif _are_batch_sizes(batch_sizes, time):
+                batch = (int(batch_sizes[0]),)
+            else:
+                return False
+        rows = self.num_layers * (2 if self.bidirectional else 1)
+        sizes = (self.proj_size or self.hidden_size, self.hidden_size)
+        return all(is_state(s, (rows, *batch, size), x) for s, size in zip(states, sizes, strict=False))
 
     def _run(
         self, x: Tensor, states: Sequence[Tensor], weights: list[Tensor], batch_sizes: Tensor | None

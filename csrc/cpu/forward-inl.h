@@ -61,8 +61,8 @@ class ForwardPass {
           arena_(workspace) {
         threads_ = useful_threads(s_, C::kGates, 1, params.threads);
         const int64_t row_bytes = C::kSlots * hidden_padded_ * static_cast<int64_t>(sizeof(T));
-        const int64_t step_bytes = row_bytes * (s_.batch > 0 ? s_.batch : 1);
-        chunk_ = kChunkBytes * threads_ / step_bytes;
+        const int64_t step_bytes = row_bytes * s_.batch;
+        chunk_ = step_bytes ? kChunkBytes * threads_ / step_bytes : 1;
         if (chunk_ * s_.batch < 24 * threads_) chunk_ = s_.batch ? 24 * threads_ / s_.batch : 1;
         if (chunk_ < 1) chunk_ = 1;
         if (chunk_ > s_.time) chunk_ = s_.time;
