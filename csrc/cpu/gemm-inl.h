@@ -2,8 +2,9 @@
 // lie anywhere.
 //
 // A panel is kVectors vectors of columns, packed [K][kVectors][lanes], so that one pointer streams it. The micro-kernel
-// keeps rows x kVectors sums in registers; each sum is one chain of fused multiply-adds in the order of k, whatever
-// the number of rows. That is what makes a result independent of how rows and columns are spread over threads.
+// keeps rows x kVectors sums in registers; a sum is made of chains of fused multiply-adds of a fixed length in the
+// order of k, whatever the number of rows. That makes a result independent of how rows and columns are spread over
+// threads, and bounds its rounding error by the chain and not by the length of the sum.
 //
 // Cost: a row block reads its panel once, kVectors loads and `rows` broadcasts for rows * kVectors multiply-adds a k.
 #pragma once
@@ -28,15 +29,18 @@ constexpr int kMaxRows = (kVectorRegisters - 1 - (kVectorRegisters == 32 ? Vecto
 enum class Init { zero, bias, accumulate };
 
 // The reduction dimension: `segments` runs of `length` values of A. Run s starts at s * segment_stride, and values are
-// `step` apart. B's panel holds the runs one after another.
+// `step` apart. B's panel holds the runs one after another. At most `chain` products are added up before their sum
+// joins c.
 struct Reduction {
     int64_t segments, length, segment_stride, step;
+    int64_t chain = 128;  // reading and writing c this often costs about two per cent
 };
 
-// c[r][v * vector_stride ..] = (c, bias or 0) + sum over k of a[r][k] * panel[k][v]; c is added last
+// c[r][v * vector_stride ..] = (c, bias or 0) + sum over k in begin, begin + step .. end of a[r][k] * panel[..][v];
+// c is added last
 template <class T, int Rows, int Vectors>
-FASTRNN_INLINE void multiply_block(const T* const* a, const Reduction& reduction, const T* panel, T* const* c,
-                                   int64_t vector_stride, Init init, const T* bias) {
+FASTRNN_INLINE void multiply_block(const T* const* a, int64_t begin, int64_t end, int64_t step, const T* panel,
+                                   T* const* c, int64_t vector_stride, Init init, const T* bias) {
     using V = Vec<T>;
     constexpr int kLanes = V::kLanes;
     V sum[Rows][Vectors];
@@ -47,18 +51,15 @@ FASTRNN_INLINE void multiply_block(const T* const* a, const Reduction& reduction
             sum[r][v] = init == Init::bias ? V::load(bias + v * vector_stride) : V{T(0)};
         }
     }
-    for (int64_t s = 0; s < reduction.segments; ++s) {
-        const int64_t begin = s * reduction.segment_stride, end = begin + reduction.length * reduction.step;
-        for (int64_t k = begin; k != end; k += reduction.step, panel += Vectors * kLanes) {
-            V b[Vectors];
+    for (int64_t k = begin; k != end; k += step, panel += Vectors * kLanes) {
+        V b[Vectors];
 #pragma GCC unroll 4
-            for (int v = 0; v < Vectors; ++v) b[v] = V::load(panel + v * kLanes);
+        for (int v = 0; v < Vectors; ++v) b[v] = V::load(panel + v * kLanes);
 #pragma GCC unroll 8
-            for (int r = 0; r < Rows; ++r) {
-                const V broadcast{a[r][k]};
+        for (int r = 0; r < Rows; ++r) {
+            const V broadcast{a[r][k]};
 #pragma GCC unroll 4
-                for (int v = 0; v < Vectors; ++v) sum[r][v] = fma(broadcast, b[v], sum[r][v]);
-            }
+            for (int v = 0; v < Vectors; ++v) sum[r][v] = fma(broadcast, b[v], sum[r][v]);
         }
     }
 #pragma GCC unroll 8
@@ -72,10 +73,25 @@ FASTRNN_INLINE void multiply_block(const T* const* a, const Reduction& reduction
 }
 
 template <class T, int Rows, int Vectors>
+FASTRNN_INLINE void multiply_chains(const T* const* a, const Reduction& reduction, const T* panel, T* const* c,
+                                    int64_t vector_stride, Init init, const T* bias) {
+    int64_t done = 0;
+    for (int64_t s = 0; s < reduction.segments; ++s) {
+        for (int64_t k = 0; k < reduction.length || done == 0; k += reduction.chain) {  // once even if there is no k
+            const int64_t left = reduction.length - k, count = left < reduction.chain ? left : reduction.chain;
+            const int64_t begin = s * reduction.segment_stride + k * reduction.step;
+            multiply_block<T, Rows, Vectors>(a, begin, begin + count * reduction.step, reduction.step,
+                                             panel + (s * reduction.length + k) * Vectors * Vec<T>::kLanes, c,
+                                             vector_stride, done++ == 0 ? init : Init::accumulate, bias);
+        }
+    }
+}
+
+template <class T, int Rows, int Vectors>
 void multiply_few(const T* const* a, int64_t rows, const Reduction& reduction, const T* panel, T* const* c,
                   int64_t vector_stride, Init init, const T* bias) {
     if (rows == Rows) {
-        multiply_block<T, Rows, Vectors>(a, reduction, panel, c, vector_stride, init, bias);
+        multiply_chains<T, Rows, Vectors>(a, reduction, panel, c, vector_stride, init, bias);
     } else if constexpr (Rows > 1) {
         multiply_few<T, Rows - 1, Vectors>(a, rows, reduction, panel, c, vector_stride, init, bias);
     }

@@ -1,9 +1,8 @@
 // Gradients of weights and biases: sums over all rows of the sequence, made after the loop over time.
 //
 // d_w[m, n] = sum over rows of d[row, m] * b[row, n], in blocks of kDepth rows: B's block is packed into panels, A's
-// into runs of a row block's width. Each block's sum is made on its own and then added, which bounds the rounding error
-// by the block and not by the length of the sequence. Blocks do not depend on the number of threads, so neither does
-// the result.
+// into runs of a row block's width. Sums are made in chains of kChain rows, which then add up: the rounding error grows
+// with the two counts and not with their product. Neither depends on the number of threads, so neither does the result.
 #pragma once
 
 #include "plan-inl.h"
@@ -11,7 +10,7 @@
 namespace fastrnn {
 namespace {
 
-constexpr int64_t kDepth = 256, kColumns = 256;
+constexpr int64_t kDepth = 256, kColumns = 256, kChain = 32;
 
 template <class T>
 constexpr int64_t gradient_scratch() {  // values a thread
@@ -61,7 +60,7 @@ FASTRNN_NOINLINE void sum_outer_products(const T* a, int64_t a_stride, RowSource
                         c[r] = whole ? target : edge + r * kPanel;
                         if (!whole && first > 0) pack_row(target, width - n, 4, c[r]);
                     }
-                    multiply_rows<T, 4>(source, height, {1, depth, 0, kBlock}, packed_b + n * depth, c, kLanes,
+                    multiply_rows<T, 4>(source, height, {1, depth, 0, kBlock, kChain}, packed_b + n * depth, c, kLanes,
                                         first == 0 ? Init::zero : Init::accumulate, nullptr);
                     for (int64_t r = 0; !whole && r < height; ++r) {
                         __builtin_memcpy(out + (m + r) * columns + first_column + n, c[r],
@@ -77,13 +76,19 @@ FASTRNN_NOINLINE void sum_outer_products(const T* a, int64_t a_stride, RowSource
 template <class T>
 FASTRNN_NOINLINE void sum_rows(const T* a, int64_t a_stride, int64_t rows, Range range, T* out) {
     using V = Vec<T>;
+    constexpr int64_t kShortChain = 16;
     for (int64_t m = range.begin; m < range.end; m += V::kLanes) {
         V total{T(0)};
-        for (int64_t first = 0; first < rows; first += kDepth) {
-            const int64_t end = first + kDepth < rows ? first + kDepth : rows;
-            V sum{T(0)};
-            for (int64_t r = first; r < end; ++r) sum = sum + V::load(a + r * a_stride + m);
-            total = total + sum;
+        for (int64_t block = 0; block < rows; block += kDepth) {
+            const int64_t block_end = block + kDepth < rows ? block + kDepth : rows;
+            V block_sum{T(0)};
+            for (int64_t first = block; first < block_end; first += kShortChain) {
+                const int64_t end = first + kShortChain < block_end ? first + kShortChain : block_end;
+                V sum{T(0)};
+                for (int64_t r = first; r < end; ++r) sum = sum + V::load(a + r * a_stride + m);
+                block_sum = block_sum + sum;
+            }
+            total = total + block_sum;
         }
         store_partial(total, out + m, range.end - m < V::kLanes ? range.end - m : V::kLanes);
     }
