@@ -6,12 +6,26 @@
 
 #include <initializer_list>
 #include <optional>
+#include <sstream>
+#include <stdexcept>
 #include <string>
 
 namespace fastrnn {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+    std::ostringstream message;
+    (message << ... << parts);
+    throw std::runtime_error(message.str());
+}
+
+template <class... Parts>
+void check(bool holds, const Parts&... parts) {
+    if (!holds) fail(parts...);
+}
 
 inline std::string shape_text(const int64_t* sizes, size_t count) {
     std::string text = "[";
@@ -23,13 +37,13 @@ inline void check_shape(const char* name, const Tensor& tensor, std::initializer
     const auto sizes = tensor.sizes();
     bool same = sizes.size() == expected.size();
     for (size_t i = 0; same && i < expected.size(); ++i) same = sizes[i] == expected.begin()[i];
-    STD_TORCH_CHECK(same, "fastrnn: ", name, " must have shape ", shape_text(expected.begin(), expected.size()),
-                    ", got ", shape_text(sizes.data(), sizes.size()));
+    check(same, "fastrnn: ", name, " must have shape ", shape_text(expected.begin(), expected.size()), ", got ",
+          shape_text(sizes.data(), sizes.size()));
 }
 
 inline void check_dtype(const char* name, const Tensor& tensor, const Tensor& x) {
-    STD_TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), "fastrnn: ", name, " and x must have the same dtype");
-    STD_TORCH_CHECK(tensor.is_cpu(), "fastrnn: ", name, " and x must be on the same device");
+    check(tensor.scalar_type() == x.scalar_type(), "fastrnn: ", name, " and x must have the same dtype");
+    check(tensor.is_cpu(), "fastrnn: ", name, " and x must be on the same device");
 }
 
 }  // namespace fastrnn

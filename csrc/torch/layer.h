@@ -20,13 +20,13 @@ Activation parse_activation(const std::string& name) {
     if (name == "softsign") return Activation::softsign;
     if (name == "relu") return Activation::relu;
     if (name == "hardtanh") return Activation::hardtanh;
-    STD_TORCH_CHECK(false, "fastrnn: unknown activation '", name, "'; one of tanh, softsign, relu, hardtanh");
+    fail("fastrnn: unknown activation '", name, "'; one of tanh, softsign, relu, hardtanh");
 }
 
 Cell parse_nonlinearity(const std::string& name) {
     if (name == "tanh") return Cell::rnn_tanh;
     if (name == "relu") return Cell::rnn_relu;
-    STD_TORCH_CHECK(false, "fastrnn: unknown nonlinearity '", name, "'; one of tanh, relu");
+    fail("fastrnn: unknown nonlinearity '", name, "'; one of tanh, relu");
 }
 
 Tensor empty(std::initializer_list<int64_t> sizes, int32_t dtype) {
@@ -72,8 +72,8 @@ struct Layer {
           batch_sizes(std::move(batch_sizes_)),
           weights(std::move(weights_)),
           has_biases(has_biases_) {
-        STD_TORCH_CHECK(stored == ScalarType::Float || stored == ScalarType::Double || widened,
-                        "fastrnn: x must be float32, float64, bfloat16 or float16");
+        check(stored == ScalarType::Float || stored == ScalarType::Double || widened,
+              "fastrnn: x must be float32, float64, bfloat16 or float16");
         shape.directions = bidirectional ? 2 : 1;
         read_sizes();
         read_weights();
@@ -84,12 +84,11 @@ struct Layer {
 
     void read_sizes() {
         const int64_t dim = packed ? 2 : 3;
-        STD_TORCH_CHECK(x.dim() == dim, "fastrnn: x must have ", dim, " dimensions, got ", x.dim());
+        check(x.dim() == dim, "fastrnn: x must have ", dim, " dimensions, got ", x.dim());
         shape.input = x.size(dim - 1);
         if (packed) {
-            STD_TORCH_CHECK(
-                batch_sizes->dim() == 1 && batch_sizes->scalar_type() == ScalarType::Long && batch_sizes->is_cpu(),
-                "fastrnn: batch_sizes must be an int64 CPU tensor of one dimension");
+            check(batch_sizes->dim() == 1 && batch_sizes->scalar_type() == ScalarType::Long && batch_sizes->is_cpu(),
+                  "fastrnn: batch_sizes must be an int64 CPU tensor of one dimension");
             batch_sizes = torch::stable::contiguous(*batch_sizes);
             shape.batch_sizes = static_cast<const int64_t*>(batch_sizes->data_ptr());
             shape.time = batch_sizes->numel();
@@ -97,29 +96,27 @@ struct Layer {
             int64_t rows = 0, previous = shape.time ? shape.batch_sizes[0] : 0;
             shape.batch = previous;
             for (int64_t t = 0; t < shape.time; ++t) {
-                STD_TORCH_CHECK(shape.batch_sizes[t] > 0 && shape.batch_sizes[t] <= previous,
-                                "fastrnn: batch_sizes must be positive and never rise");
+                check(shape.batch_sizes[t] > 0 && shape.batch_sizes[t] <= previous,
+                      "fastrnn: batch_sizes must be positive and never rise");
                 rows += previous = shape.batch_sizes[t];
             }
-            STD_TORCH_CHECK(rows == shape.rows, "fastrnn: batch_sizes add up to ", rows, " rows, but x has ",
-                            shape.rows);
-            STD_TORCH_CHECK(h0.has_value(), "fastrnn: packed input needs h0");
+            check(rows == shape.rows, "fastrnn: batch_sizes add up to ", rows, " rows, but x has ", shape.rows);
+            check(h0.has_value(), "fastrnn: packed input needs h0");
         } else {
             shape.time = x.size(batch_first ? 1 : 0);
             shape.batch = x.size(batch_first ? 0 : 1);
             shape.rows = shape.time * shape.batch;
         }
-        STD_TORCH_CHECK(shape.time > 0, "Expected sequence length to be larger than 0 in RNN");
+        check(shape.time > 0, "Expected sequence length to be larger than 0 in RNN");
     }
 
     void read_weights() {
         const int base = has_biases ? 4 : 2;
         weights_per_direction = static_cast<int>(weights.size()) / shape.directions;
         const bool projected = cell == Cell::lstm && weights_per_direction == base + 1;
-        STD_TORCH_CHECK(weights.size() == static_cast<size_t>(shape.directions * (base + (projected ? 1 : 0))),
-                        "fastrnn: ", shape.directions, " direction(s) take ", base, " weights each, got ",
-                        weights.size());
-        STD_TORCH_CHECK(weights[1].dim() == 2, "fastrnn: w_hh must have 2 dimensions");
+        check(weights.size() == static_cast<size_t>(shape.directions * (base + (projected ? 1 : 0))),
+              "fastrnn: ", shape.directions, " direction(s) take ", base, " weights each, got ", weights.size());
+        check(weights[1].dim() == 2, "fastrnn: w_hh must have 2 dimensions");
         const int64_t gates = gate_count(cell);
         shape.hidden = weights[1].size(0) / gates;
         shape.projection = projected ? weights[1].size(1) : 0;

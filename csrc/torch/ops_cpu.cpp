@@ -50,7 +50,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(const Lay
     BackwardParams p{};
     layer.fill(p);
     check_shape("reserve", reserve, {s.directions, s.rows, saved_values(layer.cell), padded_units(s.hidden)});
-    STD_TORCH_CHECK(reserve.is_contiguous(), "fastrnn: reserve must be contiguous");
+    check(reserve.is_contiguous(), "fastrnn: reserve must be contiguous");
     p.reserve = reserve.data_ptr();
     const int64_t features = s.directions * layer.recurrent;
     const auto check_sequence = [&](const char* name, const Tensor& t) {
