@@ -96,6 +96,8 @@ class _Layer(_MappedOneByOne):
         y, reserve, batch_sizes, x, *rest = ctx.saved_tensors
         count = STATES[ctx.cell]
         _, _, _, needs_x, *wanted = ctx.needs_input_grad
+        if not torch.compiler.is_compiling() and any(map(_is_batch_of_gradients, d_outputs)):
+            return None, None, None, *_batched_gradients(ctx, batch_sizes, d_outputs[:-1], (x, *rest))
         needs = needs_x, any(wanted[:count]), any(wanted[count:])
         # y is detached, for its dependence on x and the weights is part of the second derivative below
         arguments = (
@@ -112,6 +114,27 @@ class _Layer(_MappedOneByOne):
         gradients = (_LayerBackward.apply if torch.is_grad_enabled() else _gradients)(*arguments)
         kept = (g if needed else None for g, needed in zip(gradients, (needs_x, *wanted), strict=True))
         return None, None, None, *kept
+
+
+def _is_batch_of_gradients(tensor: Tensor | None) -> bool:
+    """Whether torch.autograd.grad(is_grads_batched=True) made it: a tensor that ops of our own cannot take apart."""
+    return tensor is not None and bool(torch._C._functorch.is_legacy_batchedtensor(tensor))
+
+
+def _batched_gradients(
+    ctx: Any, batch_sizes: Tensor | None, d_outputs: Sequence[Tensor | None], inputs: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    count = STATES[ctx.cell]
+    with torch.enable_grad():
+        x, *rest = (None if tensor is None else tensor.detach().requires_grad_() for tensor in inputs)
+        assert x is not None
+        outputs = reference_layer(ctx.cell, x, rest[:count], _present(rest[count:]), batch_sizes, ctx.options)
+    used = [(y, d) for y, d in zip(outputs, d_outputs, strict=True) if d is not None]
+    leaves = (x, *rest)
+    found = torch.autograd.grad(
+        [y for y, _ in used], _present(leaves), [d for _, d in used], allow_unused=True
+    )
+    return _spread(found, leaves)
 
 
 def _gradients(*inputs: Any) -> tuple[Tensor, ...]:
@@ -174,7 +197,7 @@ def _present(tensors: Sequence[Tensor | None]) -> list[Tensor]:
     return [tensor for tensor in tensors if tensor is not None]
 
 
-def _spread(tensors: Sequence[Tensor], like: Sequence[Tensor | None]) -> list[Any]:
+def _spread(tensors: Sequence[Tensor | None], like: Sequence[Tensor | None]) -> list[Any]:
     """tensors with None where like has None."""
     found = iter(tensors)
     return [None if tensor is None else next(found) for tensor in like]
