@@ -68,7 +68,7 @@ FASTRNN_INLINE SplitExp<T> split_exp(Vec<T> x) {
     V q{C::kQ[kTerms - 1]};
 #pragma GCC unroll 16
     for (int i = kTerms - 2; i >= 0; --i) q = fma(q, r, V{C::kQ[i]});
-    const auto bits = (reinterpret_cast<typename V::Mask>(shifted.raw) + C::kExponentBias) << C::kExponentBits;
+    const auto bits = (reinterpret_cast<typename V::Bits>(shifted.raw) + C::kExponentBias) << C::kExponentBits;
     return {reinterpret_cast<typename V::Raw>(bits), q * r};
 }
 

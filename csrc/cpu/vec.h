@@ -24,12 +24,14 @@ struct RawVec<float> {
     typedef int32_t Int;
     typedef float Raw __attribute__((vector_size(FASTRNN_VECTOR_BYTES)));
     typedef int32_t Mask __attribute__((vector_size(FASTRNN_VECTOR_BYTES)));
+    typedef uint32_t Bits __attribute__((vector_size(FASTRNN_VECTOR_BYTES)));
 };
 template <>
 struct RawVec<double> {
     typedef int64_t Int;
     typedef double Raw __attribute__((vector_size(FASTRNN_VECTOR_BYTES)));
     typedef int64_t Mask __attribute__((vector_size(FASTRNN_VECTOR_BYTES)));
+    typedef uint64_t Bits __attribute__((vector_size(FASTRNN_VECTOR_BYTES)));
 };
 
 template <class T>
@@ -38,6 +40,7 @@ struct Vec {
     using Int = typename RawVec<T>::Int;
     using Raw = typename RawVec<T>::Raw;
     using Mask = typename RawVec<T>::Mask;
+    using Bits = typename RawVec<T>::Bits;  // unsigned, for arithmetic that wraps
     static constexpr int kLanes = FASTRNN_VECTOR_BYTES / sizeof(T);
 
     Raw raw;
