@@ -37,8 +37,8 @@ inline constexpr int gate_count(Cell cell) {
     return cell == Cell::lstm ? 4 : cell == Cell::gru || cell == Cell::gru_reset_before ? 3 : 1;
 }
 
-// values that the forward pass keeps for the backward pass: lstm i f g o c; gru r z n and the candidate's
-// recurrent sum; gru_reset_before r z n; the RNN cells need only y
+// values that the forward pass keeps for the backward pass: lstm i f g o c; gru n r z and the candidate's
+// recurrent sum; gru_reset_before n r z; the RNN cells need only y
 inline constexpr int saved_values(Cell cell) {
     return cell == Cell::lstm ? 5 : cell == Cell::gru ? 4 : cell == Cell::gru_reset_before ? 3 : 0;
 }
