@@ -1,7 +1,7 @@
 # make demo    train a character language model with torch.nn and with fastrnn, and compare
 # make test    every check that a CPU machine can run
 # make bench   fastrnn beside its peers; BENCHFLAGS="--mode infer" and the like
-# make lint    style checks alone; LINT="rules types" for some of them
+# make lint    style checks alone; CHECKS="rules types" for some of them
 #
 # Each makes the environment it needs in $(VENV). Nothing is installed outside this folder.
 
@@ -9,6 +9,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 BENCHFLAGS ?=
+CHECKS ?=
 PYTESTFLAGS ?= -q
 
 PY := $(VENV)/bin/python
@@ -38,7 +39,7 @@ bench: $(VENV)/.bench
 	$(PY) -m bench $(BENCHFLAGS)
 
 lint: $(VENV)/.lint
-	$(PY) tools/lint.py $(LINT)
+	$(PY) tools/lint.py $(CHECKS)
 
 test-cpp:
 	@echo "-- C++ tests"
