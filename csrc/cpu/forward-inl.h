@@ -14,6 +14,7 @@ namespace fastrnn {
 namespace {
 
 constexpr int64_t kChunkBytes = 256 * 1024;  // preactivations of a chunk, a thread
+constexpr int64_t kRowsInTurns = 16;
 constexpr int64_t kUnpackedRows = 4;         // up to here reading the weights as they lie beats packing them
 
 template <class T, class C>
@@ -201,9 +202,14 @@ class ForwardPass {
                       carried = steps.carried(step);
         const Weights& w = p_.weights[d];
         Buffers& buffers = buffers_[d];
+        // every other step of a few rows begins with the weights that the step before read last, which are still near
+        const bool backwards = step % 2 == 1 && end - rows.begin <= kRowsInTurns;
         // a block of rows stays with a tile of units from the product to the cell
         const auto for_each_block = [&](const auto& body) {
-            for (int64_t u = place.units.begin; u < place.units.end; u += kTile) {
+            const Range units = place.units;
+            const int64_t tiles = (units.end - units.begin + kTile - 1) / kTile;
+            for (int64_t i = 0; i < tiles; ++i) {
+                const int64_t u = units.begin + (backwards ? tiles - 1 - i : i) * kTile;
                 for (int64_t b = rows.begin; b < end; b += kRowBlock) {
                     const int64_t count = end - b < kRowBlock ? end - b : kRowBlock;
                     const T* h[kRowBlock];

@@ -86,8 +86,9 @@ inline void fill_offsets(const Shape& shape, int64_t* offsets) {
 }
 
 // Seconds, roughly, on a present-day server core: only their ratios matter, and only to the choice of a schedule.
-constexpr double kFlopSeconds = 1.0 / 80e9, kByteSecondsNear = 1.0 / 80e9, kByteSecondsFar = 1.0 / 25e9;
-constexpr double kNearBytes = 700e3, kBarrierSeconds = 0.3e-6, kWorthAThread = 12e-6;
+constexpr double kFlopSeconds = 1.0 / 100e9, kByteSecondsNear = 1.0 / 90e9, kByteSecondsFar = 1.0 / 50e9;
+constexpr double kNearBytes = 700e3, kBarrierSeconds = 0.6e-6, kWorthAThread = 8e-6;
+constexpr double kExposed = 0.25;  // of the shorter of two times that overlap
 
 struct Schedule {
     int batch_parts = 1, unit_parts = 1;
@@ -111,8 +112,9 @@ inline Schedule choose_schedule(const Shape& shape, int gates, int64_t tile, int
         const double input = units * gates * static_cast<double>(shape.input) * 2 * rows * kFlopSeconds;
         const double compute = weights * 2 * rows * kFlopSeconds;
         const double memory = bytes * (bytes > kNearBytes ? kByteSecondsFar : kByteSecondsNear);
-        const double step =
-            (compute > memory ? compute : memory) + input + (unit_parts > 1 ? barriers * kBarrierSeconds : 0);
+        const double longer = compute > memory ? compute : memory;
+        const double step = longer + kExposed * (compute + memory - longer) + input +
+                            (unit_parts > 1 ? barriers * kBarrierSeconds : 0);
         const double seconds = step * static_cast<double>(shape.time);
         if (unit_parts == 1 || seconds < best.seconds) best = {batch_parts, unit_parts, seconds};
     }
@@ -173,7 +175,7 @@ inline int useful_threads(const Shape& shape, int gates, double passes, int want
     const double weights = static_cast<double>(shape.directions * gates) * static_cast<double>(shape.hidden) *
                            static_cast<double>(shape.input + recurrent);
     const double seconds =
-        passes * (weights * 2 * static_cast<double>(shape.rows) * kFlopSeconds + weights * 4 * kByteSecondsFar);
+        passes * (weights * 2 * static_cast<double>(shape.rows) * kFlopSeconds + weights * 4 * kByteSecondsNear);
     const double useful = seconds / kWorthAThread;
     return useful < 2 ? 1 : useful < wanted ? static_cast<int>(useful) : wanted;
 }

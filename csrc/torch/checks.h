@@ -37,8 +37,10 @@ inline void check_shape(const char* name, const Tensor& tensor, std::initializer
     const auto sizes = tensor.sizes();
     bool same = sizes.size() == expected.size();
     for (size_t i = 0; same && i < expected.size(); ++i) same = sizes[i] == expected.begin()[i];
-    check(same, "fastrnn: ", name, " must have shape ", shape_text(expected.begin(), expected.size()), ", got ",
-          shape_text(sizes.data(), sizes.size()));
+    if (!same) {
+        fail("fastrnn: ", name, " must have shape ", shape_text(expected.begin(), expected.size()), ", got ",
+             shape_text(sizes.data(), sizes.size()));
+    }
 }
 
 inline void check_dtype(const char* name, const Tensor& tensor, const Tensor& x) {

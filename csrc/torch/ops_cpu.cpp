@@ -8,11 +8,10 @@
 #include <vector>
 
 #include "layer.h"
+#include "workspace.h"
 
 namespace fastrnn {
 namespace {
-
-Tensor workspace(size_t bytes) { return empty({static_cast<int64_t>(bytes)}, aoti_torch_dtype_uint8()); }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(const Layer& layer, bool training) {
     const Shape& s = layer.shape;
@@ -30,8 +29,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(const Layer& layer, boo
     p.h_n = h_n.data_ptr();
     p.c_n = c_n.data_ptr();
     p.reserve = training && saved_values(layer.cell) ? reserve.data_ptr() : nullptr;
-    const Tensor space = workspace(forward_workspace_bytes(p));
-    p.workspace = space.data_ptr();
+    const Workspace workspace(forward_workspace_bytes(p));
+    p.workspace = workspace.data();
     forward(p);
     return {layer.narrow(y), layer.narrow(h_n), layer.narrow(c_n), reserve};
 }
@@ -107,8 +106,8 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(const Lay
                           layer.has_biases ? w[3].data_ptr() : nullptr,
                           s.projection ? w[layer.weights_per_direction - 1].data_ptr() : nullptr};
     }
-    const Tensor space = workspace(backward_workspace_bytes(p));
-    p.workspace = space.data_ptr();
+    const Workspace workspace(backward_workspace_bytes(p));
+    p.workspace = workspace.data();
     backward(p);
     for (Tensor& w : d_weights) w = layer.narrow(w);
     return {layer.narrow(d_x), layer.narrow(d_h0), layer.narrow(d_c0), d_weights};

@@ -1,0 +1,78 @@
+// Memory that a kernel works in for the length of a call.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+#include <utility>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace fastrnn {
+namespace {
+
+constexpr size_t kHugePage = size_t{2} << 20;
+
+// Asks for large pages in [data, data + bytes): a fresh page costs the system about a microsecond whatever its size.
+inline void prefer_huge_pages(void* data, size_t bytes) {
+#if defined(__linux__)
+    const auto begin = (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) / kHugePage * kHugePage;
+    const auto end = (reinterpret_cast<uintptr_t>(data) + bytes) / kHugePage * kHugePage;
+    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a wish: may be refused
+#else
+    (void)data, (void)bytes;
+#endif
+}
+
+class Pages {
+   public:
+    Pages() = default;
+    explicit Pages(size_t bytes) {
+        const size_t alignment = bytes < kHugePage ? 4096 : kHugePage;
+        size_ = (bytes + alignment - 1) / alignment * alignment;
+        data_ = std::aligned_alloc(alignment, size_);
+        if (!data_) throw std::bad_alloc();
+        prefer_huge_pages(data_, size_);
+    }
+    Pages(Pages&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+    Pages& operator=(Pages&& other) noexcept {
+        std::swap(data_, other.data_);
+        std::swap(size_, other.size_);
+        return *this;
+    }
+    ~Pages() { std::free(data_); }
+
+    void* data() const { return data_; }
+    size_t size() const { return size_; }
+
+   private:
+    void* data_ = nullptr;
+    size_t size_ = 0;
+};
+
+// A thread keeps the largest workspace that it had, up to this size, for its next call.
+constexpr size_t kKeptBytes = size_t{64} << 20;
+
+class Workspace {
+   public:
+    explicit Workspace(size_t bytes) {
+        thread_local Pages kept;
+        if (bytes > kKeptBytes) {
+            own_ = Pages(bytes);
+        } else if (bytes > kept.size()) {
+            kept = Pages();
+            kept = Pages(bytes);
+        }
+        data_ = bytes > kKeptBytes ? own_.data() : kept.data();
+    }
+    void* data() const { return data_; }
+
+   private:
+    Pages own_;
+    void* data_;
+};
+
+}  // namespace
+}  // namespace fastrnn
