@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 try:
     importlib.import_module("fastrnn._C")
@@ -84,7 +85,11 @@ def forward(
     training: bool,
 ) -> tuple[Tensor, ...]:
     """(y, *final_states, reserve)"""
-    result: tuple[Tensor, ...] = _FORWARD[cell](x, *states, weights, batch_sizes, *options, training)
+    result: tuple[Tensor, ...]
+    if torch.compiler.is_compiling():
+        result = _FORWARD[cell](x, *states, weights, batch_sizes, *options, training)
+    else:  # what OpOverload.__call__ calls
+        result = _FORWARD[cell]._op(x, *states, weights, batch_sizes, *options, training)
     return result
 
 
@@ -139,8 +144,15 @@ def _sizes(
     return batch, weights[1].shape[1], weights[1].shape[0] // GATES[cell]
 
 
+def _check_fake(x: Tensor) -> None:
+    """A real x comes here where another argument is on the meta device."""
+    if x.is_cpu and not isinstance(x, FakeTensor):
+        raise RuntimeError("fastrnn: every tensor and x must be on the same device")
+
+
 def _fake_forward(cell: str, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     count = STATES[cell]
+    _check_fake(x)
     weights, batch_sizes, _, batch_first, bidirectional, *options, training = arguments[count:]
     packed = batch_sizes is not None
     batch, recurrent, hidden = _sizes(cell, x, arguments[0], weights, packed, batch_first)
@@ -160,6 +172,7 @@ def _fake_forward(cell: str, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 def _fake_backward(cell: str, *arguments: Any) -> tuple[Tensor | list[Tensor], ...]:
     count = STATES[cell]
     x, h0 = arguments[count + 1 : count + 3]
+    _check_fake(x)
     weights, batch_sizes, _, _, _, batch_first, bidirectional, *_ = arguments[2 * count + 2 :]
     needs_x, needs_state, needs_weights = arguments[-3:]
     batch, recurrent, hidden = _sizes(cell, x, h0, weights, batch_sizes is not None, batch_first)

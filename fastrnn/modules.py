@@ -12,10 +12,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import _ops
+from fastrnn._autograd import layer
 from fastrnn._base import Base, check_activation, is_alike, is_state, is_uniform, pair_states
 from fastrnn.functional import Stack, run_stack
 
 __all__ = ["GRU", "LSTM", "RNN"]
+
+
+_NO_STATES = {cell: (None,) * count for cell, count in _ops.STATES.items()}
 
 
 def _check_no_projection(arguments: dict[str, Any]) -> None:
@@ -35,6 +39,17 @@ class _Layers(Base, nn.RNNBase):
     """LSTM, GRU and RNN. They are no torch.nn.LSTM, GRU or RNN, because torch.compile refuses those."""
 
     def _forward(self, input: Any, hx: Any) -> Any:
+        if (
+            self.num_layers == 1
+            and type(input) is Tensor
+            and input.is_cpu
+            and input.dim() == 3
+            and not torch.compiler.is_compiling()
+            and not torch._C._is_any_autocast_enabled()
+        ):
+            found = self._forward_one_layer(input, hx)
+            if found is not None:
+                return found
         x, batch_sizes, order, inverse = (
             input if isinstance(input, PackedSequence) else (input, None, None, None)
         )
@@ -55,6 +70,18 @@ class _Layers(Base, nn.RNNBase):
             y, final = y.squeeze(dim), [s.squeeze(1) for s in final]
         else:
             y, *final = self._run(x, states, weights, None)
+        return y, final[0] if len(final) == 1 else tuple(final)
+
+    def _forward_one_layer(self, x: Tensor, hx: Any) -> tuple[Any, Any] | None:
+        """What the op, whose own checks take no time, makes of the arguments; None where it refuses them."""
+        states = self._states(hx)
+        if states is None:
+            return None
+        options = (self.bias, self.batch_first, self.bidirectional, *self._option_values())
+        try:
+            y, *final = layer(self._cell, x, states or _NO_STATES[self._cell], self._weights(), None, options)
+        except (RuntimeError, TypeError, AttributeError):
+            return None
         return y, final[0] if len(final) == 1 else tuple(final)
 
     def _weights(self) -> list[Tensor]:

@@ -1,8 +1,9 @@
 // The forward pass of a layer: one parallel region; in it, for each chunk of time steps, the product with x for all of
 // the chunk at once, then step by step the product with h and the cell.
 //
-// Weights are packed once a call; a block of rows stays with a tile of units from the product to the cell, so that the
-// gates are read back from the nearest cache.
+// Weights are packed once a call, but for those of h where a step has too few rows, and those of x where one chunk
+// holds all steps, which are then packed a tile at a time. A block of rows stays with a tile of units from the product
+// to the cell, so that the gates are read back from the nearest cache.
 //
 // Cost: max(2 N G H (I + R) / peak, T x bytes of packed weights / bandwidth), plus a barrier a step where units are
 // split.
@@ -15,7 +16,9 @@ namespace {
 
 constexpr int64_t kChunkBytes = 256 * 1024;  // preactivations of a chunk, a thread
 constexpr int64_t kRowsInTurns = 16;
-constexpr int64_t kUnpackedRows = 4;         // up to here reading the weights as they lie beats packing them
+constexpr int64_t kUnpackedRows = 4;  // up to here reading the weights as they lie beats packing them
+// and so does it for so few rows a step, below so many steps; many more where two copies crowd the caches
+constexpr int64_t kUnpackedBatch = 2, kUnpackedSteps = 48, kUnpackedStepsFar = 256, kFarBytes = 6 << 20;
 
 template <class T, class C>
 class ForwardPass {
@@ -27,7 +30,8 @@ class ForwardPass {
 
     // a direction's arrays in the workspace
     struct Buffers {
-        T *packed_ih, *packed_hh, *packed_candidate, *packed_hr;
+        GateWeights<T> ih, hh, candidate;
+        T* packed_hr;
         T* bias;         // [kSlots, Hp]
         T* h[2];         // [B, Rp] each: the state before and after a step take turns
         T* c;            // [B, Hp]
@@ -57,25 +61,38 @@ class ForwardPass {
           recurrent_(s_.projection ? s_.projection : s_.hidden),
           hidden_padded_(padded_units(s_.hidden)),
           recurrent_padded_(padded_units(recurrent_)),
-          panels_(s_.hidden, s_.rows <= kUnpackedRows),
+          panels_(s_.hidden),
           keeps_slots_(params.reserve && C::kSaved >= C::kSlots),
           arena_(workspace) {
         threads_ = useful_threads(s_, C::kGates, 1, params.threads);
         const int64_t row_bytes = C::kSlots * hidden_padded_ * static_cast<int64_t>(sizeof(T));
         const int64_t step_bytes = row_bytes * s_.batch;
-        chunk_ = step_bytes ? kChunkBytes * threads_ / step_bytes : 1;
+        const int64_t weight_bytes = C::kGates * s_.hidden * recurrent_ * static_cast<int64_t>(sizeof(T));
+        const int64_t chunk_bytes =
+            kChunkBytes * threads_ > weight_bytes / 4 ? kChunkBytes * threads_ : weight_bytes / 4;
+        chunk_ = step_bytes ? chunk_bytes / step_bytes : 1;
         if (chunk_ * s_.batch < 24 * threads_) chunk_ = s_.batch ? 24 * threads_ / s_.batch : 1;
         if (chunk_ < 1) chunk_ = 1;
         if (chunk_ > s_.time) chunk_ = s_.time;
         flags_ = arena_.take<Flag>(3 * threads_);
         offsets_ = arena_.take<int64_t>(s_.batch_sizes ? s_.time : 0);
         zeros_ = arena_.take<T>(recurrent_);
+        packs_tiles_ = s_.rows > kUnpackedRows && chunk_ == s_.time;
+        tiles_ = arena_.take<T>(packs_tiles_ ? threads_ * tile_size() : 0);
         for (int d = 0; d < s_.directions; ++d) {
             Buffers& b = buffers_[d];
-            const bool packs = s_.rows > kUnpackedRows;
-            b.packed_ih = arena_.take<T>(packs ? s_.input * C::kInputCount * hidden_padded_ : 0);
-            b.packed_hh = arena_.take<T>(packs ? recurrent_ * C::kRecurrentCount * hidden_padded_ : 0);
-            b.packed_candidate = arena_.take<T>(packs && C::kResetBefore ? s_.hidden * hidden_padded_ : 0);
+            const Weights& w = p_.weights[d];
+            const bool packs_h =
+                s_.rows > kUnpackedRows && (s_.batch > kUnpackedBatch ||
+                                            s_.time >= (weight_bytes > kFarBytes ? kUnpackedStepsFar : kUnpackedSteps));
+            const bool packs_x = s_.rows > kUnpackedRows && chunk_ < s_.time;
+            const auto weights_of = [&](const void* rows, int64_t length, int begin, int count, bool packs) {
+                T* packed = packs ? arena_.take<T>(length * count * hidden_padded_) : nullptr;
+                return GateWeights<T>{weight(rows), packed, length, begin, count};
+            };
+            b.ih = weights_of(w.w_ih, s_.input, C::kInputBegin, C::kInputCount, packs_x);
+            b.hh = weights_of(w.w_hh, recurrent_, C::kRecurrentBegin, C::kRecurrentCount, packs_h);
+            b.candidate = weights_of(w.w_hh, recurrent_, 0, 1, packs_h && C::kResetBefore);
             b.packed_hr = arena_.take<T>(s_.projection ? s_.hidden * recurrent_padded_ : 0);
             b.bias = arena_.take<T>(C::kSlots * hidden_padded_);
             b.h[0] = arena_.take<T>(s_.batch * recurrent_padded_);
@@ -92,25 +109,28 @@ class ForwardPass {
             find_place(s_, C::kGates, kTile, sizeof(T), kBarriers + (s_.projection ? 1 : 0), flags_, threads, thread);
         for (int d = place.first_direction; d <= place.last_direction; ++d) {
             prepare(d, place);
-            if (place.works) run_direction(d, place);
+            if (place.works) run_direction(d, place, tiles_ + thread * tile_size());
         }
     }
 
+    int64_t tile_size() const { return s_.input * C::kInputCount * round_up(kTile, kUnitAlignment); }
+
     // -- weights ------------------------------------------------------------------------------------------------------
 
-    const T* weight(const void* w) const { return static_cast<const T*>(w); }
+    static const T* weight(const void* w) { return static_cast<const T*>(w); }
 
     void prepare(int d, Place& place) {
         const Weights& w = p_.weights[d];
         Buffers& b = buffers_[d];
         const Range share = split(s_.hidden, kTile, place.direction.rank(), place.direction.size());
         prepare_bias(w, b.bias, share);
-        panels_.pack(weight(w.w_ih), s_.input, C::kInputBegin, C::kInputCount, b.packed_ih, share);
-        panels_.pack(weight(w.w_hh), recurrent_, C::kRecurrentBegin, C::kRecurrentCount, b.packed_hh, share);
-        if (C::kResetBefore) panels_.pack(weight(w.w_hh), recurrent_, 0, 1, b.packed_candidate, share);
+        panels_.pack(b.ih, share);
+        panels_.pack(b.hh, share);
+        panels_.pack(b.candidate, share);
         if (s_.projection) {
             const Range columns = split(recurrent_, kLanes * kWide, place.direction.rank(), place.direction.size());
-            pack_wide_transposed(weight(w.w_hr), s_.hidden, recurrent_, b.packed_hr, columns);
+            pack_wide_transposed(weight(w.w_hr), s_.hidden, recurrent_, b.packed_hr + columns.begin * s_.hidden,
+                                 columns);
         }
         place.direction.wait();
     }
@@ -134,12 +154,12 @@ class ForwardPass {
 
     // -- the loop over time -------------------------------------------------------------------------------------------
 
-    void run_direction(int d, Place& place) {
+    void run_direction(int d, Place& place, T* tile) {
         const Steps steps{s_.time, s_.batch, s_.batch_sizes, offsets_, d == 1};
         const Range rows = rows_of_part(steps, s_.rows, place.batch_part, place.batch_parts);
         for (int64_t first = 0; first < s_.time; first += chunk_) {
             const int64_t last = first + chunk_ < s_.time ? first + chunk_ : s_.time;
-            multiply_input(d, steps, rows, place.units, first, last);
+            multiply_input(d, steps, rows, place.units, first, last, tile);
             for (int64_t step = first; step < last; ++step) {
                 run_step(d, steps, rows, place, step, step - first);
                 place.rows.wait();
@@ -157,34 +177,52 @@ class ForwardPass {
         return buffers_[d].slots + (step_in_chunk * s_.batch + b) * C::kSlots * hidden_padded_;
     }
 
-    void multiply_input(int d, const Steps& steps, Range rows, Range units, int64_t first, int64_t last) {
+    // calls body(a, c, count) with the addresses of the rows of x and of their slots, a block of rows at a time
+    template <class Body>
+    void for_each_input_block(int d, const Steps& steps, Range rows, int64_t first, int64_t last, const Body& body) {
         const Rows<const T> x{static_cast<const T*>(p_.x), p_.x_stride_time, p_.x_stride_batch};
         const T* a[kRowBlock];
         T* c[kRowBlock];
         int64_t filled = 0;
-        const auto flush = [&] {
-            for (int64_t u = units.begin; u < units.end; u += kTile) {
-                panels_.multiply(a, filled, s_.input, weight(p_.weights[d].w_ih), buffers_[d].packed_ih, C::kInputBegin,
-                                 C::kInputCount, u, c, Init::bias, buffers_[d].bias);
-            }
-            for (int slot = C::kInputBegin + C::kInputCount; slot < C::kSlots; ++slot) {  // fed by h alone
-                const int64_t at = slot * hidden_padded_ + units.begin;
-                for (int64_t r = 0; r < filled; ++r) {
-                    copy(buffers_[d].bias + at, c[r] + at, round_up(units.end - units.begin, kLanes));
-                }
-            }
-            filled = 0;
-        };
         for (int64_t step = first; step < last; ++step) {
             const int64_t t = steps.time_of(step);
             const int64_t end = Steps::min(rows.end, steps.count(t));
             for (int64_t b = rows.begin; b < end; ++b) {
                 a[filled] = x.at(steps, t, b);
                 c[filled] = slots_of(d, steps, t, b, step - first);
-                if (++filled == kRowBlock) flush();
+                if (++filled == kRowBlock) {
+                    body(a, c, filled);
+                    filled = 0;
+                }
             }
         }
-        if (filled) flush();
+        if (filled) body(a, c, filled);
+    }
+
+    void multiply_input(int d, const Steps& steps, Range rows, Range units, int64_t first, int64_t last, T* tile) {
+        const T* bias = buffers_[d].bias;
+        GateWeights<T> ih = buffers_[d].ih;
+        if (packs_tiles_) {
+            ih.packed = tile;
+            for (int64_t u = units.begin; u < units.end; u += kTile) {
+                ih.first = u;
+                panels_.pack(ih, {u, Steps::min(u + kTile, units.end)});
+                for_each_input_block(d, steps, rows, first, last, [&](const T* const* a, T* const* c, int64_t count) {
+                    panels_.multiply(ih, a, count, u, c, Init::bias, bias);
+                });
+            }
+        }
+        for_each_input_block(d, steps, rows, first, last, [&](const T* const* a, T* const* c, int64_t count) {
+            for (int64_t u = units.begin; u < units.end && !packs_tiles_; u += kTile) {
+                panels_.multiply(ih, a, count, u, c, Init::bias, bias);
+            }
+            for (int slot = C::kInputBegin + C::kInputCount; slot < C::kSlots; ++slot) {  // fed by h alone
+                const int64_t at = slot * hidden_padded_ + units.begin;
+                for (int64_t r = 0; r < count; ++r) {
+                    copy(bias + at, c[r] + at, round_up(units.end - units.begin, kLanes));
+                }
+            }
+        });
     }
 
     // the state of row b before a step, contiguous; padded to whole vectors only where it was carried over
@@ -200,7 +238,6 @@ class ForwardPass {
     void run_step(int d, const Steps& steps, Range rows, Place& place, int64_t step, int64_t step_in_chunk) {
         const int64_t t = steps.time_of(step), end = Steps::min(rows.end, steps.count(t)),
                       carried = steps.carried(step);
-        const Weights& w = p_.weights[d];
         Buffers& buffers = buffers_[d];
         // every other step of a few rows begins with the weights that the step before read last, which are still near
         const bool backwards = step % 2 == 1 && end - rows.begin <= kRowsInTurns;
@@ -224,8 +261,7 @@ class ForwardPass {
         };
         if constexpr (C::kResetBefore) {
             for_each_block([&](int64_t u, int64_t b, int64_t count, const T* const* h, T* const* slots) {
-                panels_.multiply(h, count, recurrent_, weight(w.w_hh), buffers.packed_hh, C::kRecurrentBegin,
-                                 C::kRecurrentCount, u, slots, Init::accumulate, buffers.bias);
+                panels_.multiply(buffers.hh, h, count, u, slots, Init::accumulate, buffers.bias);
                 reset_tile(d, u, b, count, carried, h, slots);
             });
             place.rows.wait();
@@ -234,11 +270,9 @@ class ForwardPass {
             if constexpr (C::kResetBefore) {
                 const T* reset_h[kRowBlock];
                 for (int64_t r = 0; r < count; ++r) reset_h[r] = buffers.reset_h + (b + r) * hidden_padded_;
-                panels_.multiply(reset_h, count, recurrent_, weight(w.w_hh), buffers.packed_candidate, 0, 1, u, slots,
-                                 Init::accumulate, buffers.bias);
+                panels_.multiply(buffers.candidate, reset_h, count, u, slots, Init::accumulate, buffers.bias);
             } else {
-                panels_.multiply(h, count, recurrent_, weight(w.w_hh), buffers.packed_hh, C::kRecurrentBegin,
-                                 C::kRecurrentCount, u, slots, Init::accumulate, buffers.bias);
+                panels_.multiply(buffers.hh, h, count, u, slots, Init::accumulate, buffers.bias);
             }
             cell_tile(d, steps, t, step, u, b, count, carried, h, slots);
         });
@@ -357,6 +391,8 @@ class ForwardPass {
     Flag* flags_;
     int64_t* offsets_;
     T* zeros_;  // [R]
+    bool packs_tiles_;
+    T* tiles_;  // a tile of packed w_ih for each thread
     Buffers buffers_[2];
 };
 

@@ -17,7 +17,7 @@ int wide_vectors(int64_t columns) {
     return static_cast<int>(vectors < kWide ? vectors : kWide);
 }
 
-// Panels of the columns in `range` of B = w^T: w [columns, length].
+// Panels of the columns in `range` of B = w^T: w [columns, length]; `packed` is the first one's place.
 template <class T>
 FASTRNN_NOINLINE void pack_wide_transposed(const T* w, int64_t length, int64_t columns, T* packed, Range range) {
     constexpr int64_t kLanes = Vec<T>::kLanes;
@@ -25,8 +25,8 @@ FASTRNN_NOINLINE void pack_wide_transposed(const T* w, int64_t length, int64_t c
         const int vectors = wide_vectors<T>(columns - u);
         for (int v = 0; v < vectors; ++v) {
             const int64_t column = u + v * kLanes;
-            pack_transposed(w + column * length, length, columns - column, length, packed + u * length + v * kLanes,
-                            vectors * kLanes);
+            pack_transposed(w + column * length, length, columns - column, length,
+                            packed + (u - range.begin) * length + v * kLanes, vectors * kLanes);
         }
     }
 }
@@ -44,9 +44,18 @@ FASTRNN_NOINLINE void pack_wide(const T* w, int64_t rows, int64_t columns, int64
     }
 }
 
-// The gates' weights of a forward pass: w [G*H, length]. A panel is one vector of units and all slots of a product, so
-// that the gates of the same units come out side by side; a product with a single slot takes kWide vectors of units
-// instead.
+// A product's share of a forward pass's weights: w [G*H, length], of which the slots begin .. begin + count matter.
+template <class T>
+struct GateWeights {
+    const T* w;
+    T* packed;  // panels from unit `first` on, or null: w is read as it lies
+    int64_t length;
+    int begin, count;
+    int64_t first = 0;
+};
+
+// A panel of gates' weights is one vector of units and all slots of a product, so that the gates of the same units come
+// out side by side; a product with a single slot takes kWide vectors of units instead.
 template <class T, class C>
 class GatePanels {
     using V = Vec<T>;
@@ -56,58 +65,58 @@ class GatePanels {
     static constexpr int64_t kTile = kLanes * (C::kRecurrentCount == 1 || C::kResetBefore ? kWide : 1);
     static constexpr Reduction along(int64_t length) { return {1, length, 0, 1}; }
 
-    GatePanels(int64_t hidden, bool unpacked)
-        : hidden_(hidden), hidden_padded_(padded_units(hidden)), unpacked_(unpacked) {}
+    explicit GatePanels(int64_t hidden) : hidden_(hidden), hidden_padded_(padded_units(hidden)) {}
 
-    // slots begin .. begin + count of the units in a range
-    void pack(const T* w, int64_t length, int begin, int count, T* packed, Range units) const {
-        if (unpacked_) return;
-        if (count == 1) {
-            return pack_wide_transposed(w + C::gate_of_slot(begin) * hidden_ * length, length, hidden_, packed, units);
+    void pack(const GateWeights<T>& g, Range units) const {
+        if (!g.packed) return;
+        if (g.count == 1) {
+            const T* rows = g.w + C::gate_of_slot(g.begin) * hidden_ * g.length;
+            return pack_wide_transposed(rows, g.length, hidden_, panel_of(g, units.begin), units);
         }
         for (int64_t u = units.begin; u < units.end; u += kLanes) {
-            T* panel = packed + u * length * count;
-            for (int i = 0; i < count; ++i) {
-                const T* rows = w + (C::gate_of_slot(begin + i) * hidden_ + u) * length;
-                pack_transposed(rows, length, hidden_ - u, length, panel + i * kLanes, count * kLanes);
+            T* panel = panel_of(g, u);
+            for (int i = 0; i < g.count; ++i) {
+                const T* rows = g.w + (C::gate_of_slot(g.begin + i) * hidden_ + u) * g.length;
+                pack_transposed(rows, g.length, hidden_ - u, g.length, panel + i * kLanes, g.count * kLanes);
             }
         }
     }
 
     // out[r] slots begin .. begin + count, units u .. u + kTile, (+)= a[r] w^T
-    void multiply(const T* const* a, int64_t rows, int64_t length, const T* w, const T* packed, int begin, int count,
-                  int64_t u, T* const* out, Init init, const T* bias) const {
-        if (unpacked_) return multiply_unpacked_tile(a, rows, length, w, begin, count, u, out, init, bias);
+    void multiply(const GateWeights<T>& g, const T* const* a, int64_t rows, int64_t u, T* const* out, Init init,
+                  const T* bias) const {
+        if (!g.packed) return multiply_as_it_lies(g, a, rows, u, out, init, bias);
         T* c[kRowBlock];
-        if (count == 1) {
-            for (int64_t r = 0; r < rows; ++r) c[r] = out[r] + begin * hidden_padded_ + u;
-            return multiply_panel(wide_vectors<T>(hidden_ - u), a, rows, along(length), packed + u * length, c, kLanes,
-                                  init, bias + begin * hidden_padded_ + u);
+        if (g.count == 1) {
+            for (int64_t r = 0; r < rows; ++r) c[r] = out[r] + g.begin * hidden_padded_ + u;
+            return multiply_panel(wide_vectors<T>(hidden_ - u), a, rows, along(g.length), panel_of(g, u), c, kLanes,
+                                  init, bias + g.begin * hidden_padded_ + u);
         }
         for (int64_t v = u; v < u + kTile && v < hidden_; v += kLanes) {
-            for (int64_t r = 0; r < rows; ++r) c[r] = out[r] + begin * hidden_padded_ + v;
-            multiply_panel(count, a, rows, along(length), packed + v * length * count, c, hidden_padded_, init,
-                           bias + begin * hidden_padded_ + v);
+            for (int64_t r = 0; r < rows; ++r) c[r] = out[r] + g.begin * hidden_padded_ + v;
+            multiply_panel(g.count, a, rows, along(g.length), panel_of(g, v), c, hidden_padded_, init,
+                           bias + g.begin * hidden_padded_ + v);
         }
     }
 
    private:
-    void multiply_unpacked_tile(const T* const* a, int64_t rows, int64_t length, const T* w, int begin, int count,
-                                int64_t u, T* const* out, Init init, const T* bias) const {
+    static T* panel_of(const GateWeights<T>& g, int64_t u) { return g.packed + (u - g.first) * g.length * g.count; }
+
+    void multiply_as_it_lies(const GateWeights<T>& g, const T* const* a, int64_t rows, int64_t u, T* const* out,
+                             Init init, const T* bias) const {
         for (int64_t v = u; v < u + kTile && v < hidden_; v += kLanes) {
-            for (int slot = begin; slot < begin + count; ++slot) {
-                const T* w_rows = w + (C::gate_of_slot(slot) * hidden_ + v) * length;
+            for (int slot = g.begin; slot < g.begin + g.count; ++slot) {
+                const T* w_rows = g.w + (C::gate_of_slot(slot) * hidden_ + v) * g.length;
                 for (int64_t r = 0; r < rows; ++r) {
                     T* c = out[r] + slot * hidden_padded_ + v;
                     const T* start = init == Init::bias ? bias + slot * hidden_padded_ + v : c;
-                    (V::load(start) + multiply_unpacked(a[r], w_rows, length, hidden_ - v, length)).store(c);
+                    (V::load(start) + multiply_unpacked(a[r], w_rows, g.length, hidden_ - v, g.length)).store(c);
                 }
             }
         }
     }
 
     const int64_t hidden_, hidden_padded_;
-    const bool unpacked_;
 };
 
 }  // namespace

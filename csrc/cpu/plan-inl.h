@@ -113,8 +113,8 @@ inline Schedule choose_schedule(const Shape& shape, int gates, int64_t tile, int
         const double compute = weights * 2 * rows * kFlopSeconds;
         const double memory = bytes * (bytes > kNearBytes ? kByteSecondsFar : kByteSecondsNear);
         const double longer = compute > memory ? compute : memory;
-        const double step = longer + kExposed * (compute + memory - longer) + input +
-                            (unit_parts > 1 ? barriers * kBarrierSeconds : 0);
+        const double step =
+            longer + kExposed * (compute + memory - longer) + input + (unit_parts > 1 ? barriers * kBarrierSeconds : 0);
         const double seconds = step * static_cast<double>(shape.time);
         if (unit_parts == 1 || seconds < best.seconds) best = {batch_parts, unit_parts, seconds};
     }

@@ -79,7 +79,8 @@ struct Layer {
         read_weights();
         if (h0) prepare_state("h0", *h0, recurrent);
         if (c0) prepare_state("c0", *c0, shape.hidden);
-        x = with_unit_stride(widen(x));
+        if (widened) x = widen(x);
+        x = with_unit_stride(std::move(x));
     }
 
     void read_sizes() {
@@ -133,7 +134,7 @@ struct Layer {
         }
         for (Tensor& w : weights) {
             check_dtype("every weight", w, x);
-            w = dense(w);
+            w = dense(std::move(w));
         }
     }
 
@@ -145,12 +146,12 @@ struct Layer {
 
     Tensor widen(const Tensor& t) const { return widened ? torch::stable::to(t, ScalarType::Float) : t; }
     Tensor narrow(const Tensor& t) const { return widened ? torch::stable::to(t, stored) : t; }
-    Tensor dense(const Tensor& t) const {
-        const Tensor wide = widen(t);
-        return wide.is_contiguous() ? wide : torch::stable::contiguous(wide);
+    Tensor dense(Tensor t) const {
+        if (widened) t = widen(t);
+        return t.is_contiguous() ? t : torch::stable::contiguous(t);
     }
     // sequences may have any strides but along their features
-    static Tensor with_unit_stride(const Tensor& t) {
+    static Tensor with_unit_stride(Tensor t) {
         const int64_t last = t.dim() - 1;
         return t.stride(last) == 1 || t.size(last) == 1 ? t : torch::stable::contiguous(t);
     }

@@ -1,7 +1,8 @@
-// Every op's schema, and the empty Python module whose import loads them.
+// Every op's schema, and the Python module whose import loads them.
 #include <Python.h>
-
 #include <torch/csrc/stable/library.h>
+
+#include "direct.h"
 
 // Shapes and meanings: fastrnn/_ops.py.
 STABLE_TORCH_LIBRARY(fastrnn, m) {
@@ -37,6 +38,10 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
 }
 
 PyMODINIT_FUNC PyInit__C() {
-    static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+    static PyMethodDef methods[] = {
+        {"forward", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fastrnn::direct_forward)), METH_FASTCALL,
+         nullptr},
+        {nullptr, nullptr, 0, nullptr}};
+    static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
     return PyModule_Create(&module);
 }
