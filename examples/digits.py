@@ -145,6 +145,7 @@ def train(name: str, config: Config, data: Data, device: str, advance: Callable[
     L.seed_everything(config.seed, verbose=False)
     task, curves = Task(MODELS[name](config), config, nn.functional.cross_entropy), DiagnoseLoss()
     reach = first_over_last(task, (data.train[0][:256], data.train[1][:256]))
+    task.train()
     begin = time.perf_counter()
     loaders = loader(*data.train, config.batch, shuffle=True), loader(*data.validation, 512)
     fit(task, *loaders, [curves], device, advance)
