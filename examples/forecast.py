@@ -188,7 +188,7 @@ def draw(series: Series, test: Windows, results: dict[str, Tensor], path: Path) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--series", nargs="+", choices=tuple(SERIES), default=["co2"])
+    parser.add_argument("--series", nargs="+", choices=tuple(SERIES), default=list(SERIES))
     parser.add_argument("--csv", type=Path, help="a file of your own instead; its last column, or --column")
     parser.add_argument("--column")
     parser.add_argument("--gaps", action="store_true", help="missing values are expected in the CSV file")
