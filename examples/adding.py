@@ -19,12 +19,12 @@ import lightning as L
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from recipe import Config, InputError, Store, Task, WatchGradients, fit, loader
-from recipe.files import save_figure
-from recipe.show import console, progress, table
 from torch import Tensor, nn
 
 import fastrnn
+from recipe import Config, InputError, Store, Task, WatchGradients, fit, loader
+from recipe.files import save_figure
+from recipe.show import console, progress, table
 
 LAYERS: dict[str, Callable[[int, int], nn.RNNBase]] = {
     "RNN tanh": lambda i, h: fastrnn.RNN(i, h, nonlinearity="tanh"),
@@ -43,7 +43,9 @@ class Adder(nn.Module):
         super().__init__()
         self.rnn = layer(2, hidden)
         self.head = nn.Linear(hidden, 1)
-        if self.rnn.mode == "LSTM":  # gates that remember for up to the sequence's length (Tallec and Ollivier 2018)
+        if (
+            self.rnn.mode == "LSTM"
+        ):  # gates that remember for up to the sequence's length (Tallec and Ollivier 2018)
             with torch.no_grad():
                 forget = torch.empty(hidden).uniform_(1, length - 1).log()
                 self.rnn.bias_ih_l0[:hidden] = -forget
@@ -94,14 +96,20 @@ def run(name: str, length: int, steps: int, hidden: int, advance: Callable[[], N
 
 def draw(results: dict[tuple[int, str], dict[str, Any]], lengths: list[int], path: Path) -> None:
     figure, axes = plt.subplots(
-        len(lengths), len(LAYERS), figsize=(3.4 * len(LAYERS), 2.7 * len(lengths)), squeeze=False, layout="constrained"
+        len(lengths),
+        len(LAYERS),
+        figsize=(3.4 * len(LAYERS), 2.7 * len(lengths)),
+        squeeze=False,
+        layout="constrained",
     )
     for row, length in zip(axes, lengths, strict=True):
         for axis, name in zip(row, LAYERS, strict=True):
             result = results[length, name]
             norms = np.array(result["norms"])
             relative = np.log10(np.maximum(norms / np.maximum(norms[:, -1:], 1e-30), 1e-12))
-            image = axis.imshow(relative, aspect="auto", vmin=-8, vmax=2, cmap="magma", interpolation="nearest")
+            image = axis.imshow(
+                relative, aspect="auto", vmin=-8, vmax=2, cmap="magma", interpolation="nearest"
+            )
             axis.set_yticks(range(len(result["steps"])), result["steps"], fontsize="x-small")
             axis.set_title(f"{name}, T {length}: {result['accuracy']:.0%}", fontsize="medium")
         row[0].set_ylabel("training step")

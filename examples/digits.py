@@ -19,10 +19,6 @@ from typing import Any
 import lightning as L
 import matplotlib.pyplot as plt
 import torch
-from recipe import Config, DiagnoseLoss, InputError, SnapshotEnsemble, Task, choose_device, fit, loader
-from recipe.files import save_atomically, save_figure
-from recipe.gradients import hidden_gradients
-from recipe.show import console, progress, table
 from rich.table import Table
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -30,10 +26,16 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 import fastrnn
+from recipe import Config, DiagnoseLoss, InputError, SnapshotEnsemble, Task, choose_device, fit, loader
+from recipe.files import save_atomically, save_figure
+from recipe.gradients import hidden_gradients
+from recipe.show import console, progress, table
 
 CLASSES = 10
 ROW = 8  # pixels in a row, and rows in an image
-CONFIG = Config(lr=3e-3, schedule="cosine", clip=5.0, dropout=0.2, patience=12, epochs=40, batch=32, hidden=128)
+CONFIG = Config(
+    lr=3e-3, schedule="cosine", clip=5.0, dropout=0.2, patience=12, epochs=40, batch=32, hidden=128
+)
 
 
 class Perceptron(nn.Module):
@@ -105,9 +107,7 @@ def first_over_last(task: Task, batch: tuple[Tensor, Tensor]) -> float:
         norms = next(iter(hidden_gradients(task, lambda: task.loss(batch)).values()))
         return float(norms[0] / norms[-1])
     outputs: list[Tensor] = []
-    hooks = [
-        m.register_forward_hook(lambda _, __, y: outputs.append(y)) for m in task.model.layers[1:-1:3]
-    ]
+    hooks = [m.register_forward_hook(lambda _, __, y: outputs.append(y)) for m in task.model.layers[1:-1:3]]
     norms = [g.norm() for g in torch.autograd.grad(task.loss(batch), outputs)]
     for hook in hooks:
         hook.remove()
@@ -166,7 +166,16 @@ def train_all(names: list[str], config: Config, data: Data, device: str) -> dict
 
 
 def compare(results: dict[str, Result], data: Data) -> Table:
-    headings = "weights", "epochs", "seconds", "validation", "test", "first/last", "saturated", "the curves say"
+    headings = (
+        "weights",
+        "epochs",
+        "seconds",
+        "validation",
+        "test",
+        "first/last",
+        "saturated",
+        "the curves say",
+    )
     out = table(f"{len(data.test[0])} test images", "model", *headings)
     for name, result in results.items():
         out.add_row(

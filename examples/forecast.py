@@ -19,18 +19,26 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from recipe import Config, InputError, SnapshotEnsemble, Task, choose_device, fit, loader, read_series
-from recipe.files import save_figure
-from recipe.show import console, progress, table
 from sklearn.linear_model import LinearRegression
 from statsmodels.datasets import co2, elnino, sunspots
 from torch import Tensor, nn
 from torchmetrics.functional import mean_absolute_error
 
 import fastrnn
+from recipe import Config, InputError, SnapshotEnsemble, Task, choose_device, fit, loader, read_series
+from recipe.files import save_figure
+from recipe.show import console, progress, table
 
 CONFIG = Config(
-    lr=2e-3, schedule="restarts", cycles=3, clip=5.0, dropout=0.2, weight_decay=1e-4, epochs=45, batch=64, hidden=48
+    lr=2e-3,
+    schedule="restarts",
+    cycles=3,
+    clip=5.0,
+    dropout=0.2,
+    weight_decay=1e-4,
+    epochs=45,
+    batch=64,
+    hidden=48,
 )
 LAYERS = {"LSTM": fastrnn.LSTM, "GRU": fastrnn.GRU}
 
@@ -117,9 +125,7 @@ class Forecaster(nn.Module):
     linear: the least-squares forecast, which goes on learning with the rest
     """
 
-    def __init__(
-        self, layer: Callable[..., nn.RNNBase], config: Config, linear: LinearRegression
-    ) -> None:
+    def __init__(self, layer: Callable[..., nn.RNNBase], config: Config, linear: LinearRegression) -> None:
         super().__init__()
         horizon, window = linear.coef_.shape
         self.rnn = layer(2, config.hidden, batch_first=True)
@@ -220,6 +226,11 @@ def main() -> None:
             for name, forecast in results.items():
                 out.add_row(name, f"{test.mae(forecast).mean():.3f}")
             console.print(out)
+            errors = {name: float(test.mae(forecast).mean()) for name, forecast in results.items()}
+            best = min(errors["seasonal naive"], errors["linear"])
+            for name in LAYERS:
+                verb = "beats both baselines" if errors[name] < best else "does not beat both baselines"
+                console.print(f"{name} {verb}: {errors[name] / best - 1:+.1%} to the better one")
             path = args.out / f"forecast_{series.name}.png"
             draw(series, test, results, path)
             console.print(f"wrote {path}")

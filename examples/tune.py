@@ -64,7 +64,9 @@ def report(outcomes: list[Outcome]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--model", choices=tuple(MODELS), default="lstm")
-    parser.add_argument("--parameters", nargs="+", choices=tuple(VALUES), default=list(VALUES), metavar="NAME")
+    parser.add_argument(
+        "--parameters", nargs="+", choices=tuple(VALUES), default=list(VALUES), metavar="NAME"
+    )
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out")
     parser.add_argument("--quick", action="store_true", help="a few seconds, to see that it works")

@@ -95,13 +95,15 @@ class DiagnoseLoss(Callback):
         self.window, self.tolerance = window, tolerance
         self.train: list[float] = []
         self.validation: list[float] = []
-        self.rates: list[float] = []
+        self.rates: list[float] = []  # the learning rate of each epoch
         self.diagnosis: Diagnosis | None = None
+
+    def on_train_epoch_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
         self.train.append(float(trainer.callback_metrics["train_loss"]))
         self.validation.append(float(trainer.callback_metrics["val_loss"]))
-        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_fit_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
         if len(self.train) >= 4:

@@ -26,9 +26,7 @@ def _step(layer: nn.RNNBase, weights: Sequence[Tensor], x: Tensor, state: list[T
         _, *after = fastrnn.functional.gru(x, state[0], weights, has_biases=bias, **options)
     else:
         nonlinearity = layer.mode.removeprefix("RNN_").lower()
-        _, *after = fastrnn.functional.rnn(
-            x, state[0], weights, has_biases=bias, nonlinearity=nonlinearity
-        )
+        _, *after = fastrnn.functional.rnn(x, state[0], weights, has_biases=bias, nonlinearity=nonlinearity)
     return after
 
 
@@ -45,13 +43,14 @@ def _forward(layer: nn.RNNBase, name: str, record: Record, x: Any, hx: Any = Non
     else:
         initial = list(hx) if states == 2 else [hx]
     finals = []
+    outputs: list[Tensor] = []
     for row, weights in enumerate(layer.all_weights):
         reverse = row % directions == 1
         index = row // directions
         if not reverse:
             if index > 0:
                 x = nn.functional.dropout(torch.cat(outputs, -1), layer.dropout, layer.training)
-            outputs: list[Tensor] = []
+            outputs = []
         state = [part[row : row + 1] for part in initial]
         hidden: list[Tensor] = []
         for t in range(len(x))[:: -1 if reverse else 1]:
@@ -87,7 +86,9 @@ def hidden_gradients(model: nn.Module, loss: Callable[[], Tensor]) -> dict[str, 
         value = loss()
         flat = [h for hidden in record.values() for h in hidden]
         gradients = iter(torch.autograd.grad(value, flat, allow_unused=True, materialize_grads=True))
-        return {name: torch.stack([next(gradients).norm() for _ in hidden]) for name, hidden in record.items()}
+        return {
+            name: torch.stack([next(gradients).norm() for _ in hidden]) for name, hidden in record.items()
+        }
 
 
 class WatchGradients(Callback):
@@ -121,10 +122,12 @@ def locate(task: Any, batch: Sequence[Tensor]) -> str:
     for what, tensor in zip(("input", "target"), batch, strict=False):
         if not tensor.isfinite().all():
             place = (~tensor.isfinite()).nonzero()[0].tolist()
-            return f"the {what} holds {_kind(tensor)} at {place}; likely cause: missing values or a division in the data"
+            cause = "missing values or a division in the data"
+            return f"the {what} holds {_kind(tensor)} at {place}; likely cause: {cause}"
     for name, parameter in task.named_parameters():
         if not parameter.isfinite().all():
-            return f"the parameter {name} holds {_kind(parameter)}; likely cause: the last update, a learning rate too high"
+            cause = "the last update, a learning rate too high"
+            return f"the parameter {name} holds {_kind(parameter)}; likely cause: {cause}"
     with torch.enable_grad(), unrolled(task) as record:
         loss = task.loss(batch)
         for name, hidden in record.items():
@@ -135,7 +138,8 @@ def locate(task: Any, batch: Sequence[Tensor]) -> str:
                         "from a learning rate too high or an unbounded activation: lower the rate, use tanh"
                     )
         if not loss.isfinite():
-            return f"the loss is {_kind(loss)} though every h_t is finite; likely cause: the loss itself, log or division"
+            cause = "the loss itself, a log or a division"
+            return f"the loss is {_kind(loss)} though every h_t is finite; likely cause: {cause}"
         flat = [h for hidden in record.values() for h in hidden]
         gradients = iter(torch.autograd.grad(loss, flat, allow_unused=True, materialize_grads=True))
         for name, hidden in reversed([(n, [next(gradients) for _ in h]) for n, h in record.items()]):

@@ -101,7 +101,10 @@ class Task(L.LightningModule):
             {"params": free, "weight_decay": 0.0},
         ]
         optimizer = OPTIMIZERS[self.config.optimizer]([g for g in groups if g["params"]], self.config)
-        return {"optimizer": optimizer, "lr_scheduler": SCHEDULES[self.config.schedule](optimizer, self.config)}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": SCHEDULES[self.config.schedule](optimizer, self.config),
+        }
 
     @torch.inference_mode()
     def predict(self, x: Tensor, batch: int = 512) -> Tensor:
@@ -117,7 +120,9 @@ def choose_device(wanted: str = "auto") -> str:
     if wanted == "auto":
         return next(name for name, there in has.items() if there)
     if not has.get(wanted, False):
-        raise InputError(f"this machine has no device '{wanted}'; it has {', '.join(n for n in has if has[n])}")
+        raise InputError(
+            f"this machine has no device '{wanted}'; it has {', '.join(n for n in has if has[n])}"
+        )
     return wanted
 
 
