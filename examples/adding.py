@@ -115,7 +115,7 @@ def draw(results: dict[tuple[int, str], dict[str, Any]], lengths: list[int], pat
         row[0].set_ylabel("training step")
     for axis in axes[-1]:
         axis.set_xlabel("time step t")
-    figure.colorbar(image, ax=axes, label="log10 of |d loss / d h_t| over that of the last step")
+    figure.colorbar(image, ax=axes, label="log10 of |d loss / d h_t|, last step 0")
     save_figure(figure, path)
     plt.close(figure)
 
