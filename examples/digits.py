@@ -26,7 +26,17 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 import fastrnn
-from recipe import Config, DiagnoseLoss, InputError, SnapshotEnsemble, Task, choose_device, fit, loader
+from recipe import (
+    Config,
+    DiagnoseLoss,
+    InputError,
+    SnapshotEnsemble,
+    Task,
+    WatchGradients,
+    choose_device,
+    fit,
+    loader,
+)
 from recipe.files import save_atomically, save_figure
 from recipe.gradients import hidden_gradients
 from recipe.show import console, progress, table
@@ -148,7 +158,7 @@ def train(name: str, config: Config, data: Data, device: str, advance: Callable[
     task.train()
     begin = time.perf_counter()
     loaders = loader(*data.train, config.batch, shuffle=True), loader(*data.validation, 512)
-    fit(task, *loaders, [curves], device, advance)
+    fit(task, *loaders, [curves, WatchGradients(every=0)], device, advance)
     seconds = time.perf_counter() - begin
     images, labels = data.validation
     validation = accuracy(task.predict(images), labels)
@@ -269,7 +279,10 @@ def main() -> None:
         for part, what in ((data.train, "train"), (data.validation, "validate"), (data.test, "test"))
     )
     console.print(f"images: {sizes}; device {device}")
-    results = train_all(args.models, config, data, device)
+    try:
+        results = train_all(args.models, config, data, device)
+    except FloatingPointError as fault:
+        raise SystemExit(f"digits: {fault}") from None
     console.print(compare(results, data))
     recurrent = [name for name in results if isinstance(results[name].task.model, RowReader)]
     if recurrent:

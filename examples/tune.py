@@ -82,7 +82,7 @@ def main() -> None:
 
     try:
         outcomes = sweep(base, values, run_own_rate, Store(args.out / f"tune_{args.model}.json"))
-    except InputError as fault:
+    except (FloatingPointError, InputError) as fault:
         raise SystemExit(f"tune: {fault}") from None
     report(outcomes)
     draw(outcomes, "validation accuracy", args.out / f"tune_{args.model}.png")

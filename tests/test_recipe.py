@@ -12,9 +12,12 @@ from torch import nn
 
 import fastrnn
 
+for name in ("lightning", "matplotlib", "rich", "sklearn", "torchmetrics"):
+    pytest.importorskip(name)
+
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
-from recipe import (
+from recipe import (  # noqa: E402
     Config,
     DiagnoseLoss,
     InputError,
@@ -30,8 +33,8 @@ from recipe import (
     save_atomically,
     sweep,
 )
-from recipe.gradients import unrolled
-from recipe.task import OPTIMIZERS, SCHEDULES
+from recipe.gradients import unrolled  # noqa: E402
+from recipe.task import OPTIMIZERS, SCHEDULES  # noqa: E402
 
 DOWN = [2.0 * 0.9**i for i in range(12)]
 UP = [0.5 * 1.1**i for i in range(12)]

@@ -140,7 +140,7 @@ def locate(task: Any, batch: Sequence[Tensor]) -> str:
         if not loss.isfinite():
             cause = "the loss itself, a log or a division"
             return f"the loss is {_kind(loss)} though every h_t is finite; likely cause: {cause}"
-        flat = [h for hidden in record.values() for h in hidden]
+        flat = [h for hidden in record.values() for h in hidden] or [loss]  # a model without recurrent layers
         gradients = iter(torch.autograd.grad(loss, flat, allow_unused=True, materialize_grads=True))
         for name, hidden in reversed([(n, [next(gradients) for _ in h]) for n, h in record.items()]):
             for t in reversed(range(len(hidden))):  # the order in which the backward pass meets them
