@@ -67,7 +67,7 @@ test-wheel: $(VENV)/.extension $(VENV)/.audit
 	@$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
 	@$(PY) tools/check_wheel.py dist/fastrnn-*.whl
 
-test-python: $(VENV)/.extension $(VENV)/.test
+test-python: $(VENV)/.extension $(VENV)/.test $(VENV)/.examples
 	@echo "-- Python tests"
 	@$(PY) -m pytest $(PYTESTFLAGS)
 

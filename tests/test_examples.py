@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-for name in ("matplotlib", "rich"):
+for name in ("matplotlib", "rich", "lightning", "torchmetrics", "sklearn", "statsmodels"):
     pytest.importorskip(name)
 
 ROOT = Path(__file__).parent.parent
@@ -38,3 +39,45 @@ def test_char_lm_refuses_sizes():
     done = run("examples/char_lm.py", "--steps", "0")
     assert done.returncode == 2
     assert "sizes must be positive" in done.stderr
+
+
+def test_digits(tmp_path):
+    done = run("examples/digits.py", "--quick", "--models", "mlp-relu", "gru", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1257 to train, 180 to validate, 360 to test" in done.stdout
+    scores = dict(re.findall(r"^ +(mlp-relu|gru) .* ([\d.]+)% +[\d.]+ ", done.stdout, re.MULTILINE))
+    assert float(scores["mlp-relu"]) > 80
+    assert float(scores["gru"]) > 60
+    assert "mean of 4 snapshots" in done.stdout
+    assert (tmp_path / "digits_confusion.png").stat().st_size > 10_000
+    assert torch.load(tmp_path / "digits_gru.pt", weights_only=True)["rnn.weight_hh_l0"].shape == (384, 128)
+
+
+def test_forecast(tmp_path):
+    done = run("examples/forecast.py", "--quick", "--series", "elnino", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    errors = dict(re.findall(r"^ +(seasonal naive|linear|LSTM|GRU) +([\d.]+)", done.stdout, re.MULTILINE))
+    assert float(errors["seasonal naive"]) == pytest.approx(0.953, abs=1e-3)
+    assert max(float(errors["LSTM"]), float(errors["GRU"])) < 0.9
+    assert (tmp_path / "forecast_elnino.png").stat().st_size > 10_000
+
+
+def test_forecast_refuses_text(tmp_path):
+    (tmp_path / "bad.csv").write_text("day,value\n1,2\n2,many\n")
+    done = run("examples/forecast.py", "--csv", str(tmp_path / "bad.csv"))
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].endswith("row 2 holds 'many', which is not a number")
+    assert "Traceback" not in done.stderr
+
+
+def test_adding_and_its_resume(tmp_path):
+    begin = run("examples/adding.py", "--quick", "--out", str(tmp_path))
+    assert begin.returncode == 0, begin.stdout + begin.stderr
+    rows = re.findall(r"^ +(RNN tanh|RNN relu|LSTM|GRU) +20 +([\d.]+)", begin.stdout, re.MULTILINE)
+    assert [name for name, _ in rows] == ["RNN tanh", "RNN relu", "LSTM", "GRU"]
+    assert all(0 < float(error) < 0.5 for _, error in rows)
+    assert (tmp_path / "adding.png").stat().st_size > 10_000
+    kept = (tmp_path / "adding.json").stat().st_mtime_ns
+    again = run("examples/adding.py", "--quick", "--out", str(tmp_path))
+    assert re.findall(r"^ +(RNN tanh|RNN relu|LSTM|GRU) +20 +([\d.]+)", again.stdout, re.MULTILINE) == rows
+    assert (tmp_path / "adding.json").stat().st_mtime_ns == kept

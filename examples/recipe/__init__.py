@@ -1,0 +1,27 @@
+"""The parts of a training recipe that the examples share, for Lightning."""
+
+from recipe.diagnose import DiagnoseLoss, Diagnosis, diagnose
+from recipe.ensemble import SnapshotEnsemble
+from recipe.files import InputError, read_series, save_atomically
+from recipe.gradients import WatchGradients, hidden_gradients
+from recipe.sweep import Store, sweep
+from recipe.task import Config, Task, choose_device, fit, loader
+
+__all__ = [
+    "Config",
+    "DiagnoseLoss",
+    "Diagnosis",
+    "InputError",
+    "SnapshotEnsemble",
+    "Store",
+    "Task",
+    "WatchGradients",
+    "choose_device",
+    "diagnose",
+    "fit",
+    "hidden_gradients",
+    "loader",
+    "read_series",
+    "save_atomically",
+    "sweep",
+]
