@@ -329,32 +329,26 @@ class BackwardPass {
         const Sources sources{*this, steps, b};
         const RowSource<T> x_row{Sources::x, &sources}, h_row{Sources::h, &sources};
         const RowSource<T> reset_h_row{Sources::reset_h, &sources}, unprojected_row{Sources::unprojected, &sources};
+        OuterProducts<T> of_x, of_h, of_reset_h, of_unprojected;
         for (int slot = 0; slot < C::kSlots; ++slot) {
             const T* d_slot = b.d_slots + slot * hidden_padded_;
             const int64_t at = C::gate_of_slot(slot) * s_.hidden;
             const bool from_x = slot >= C::kInputBegin && slot < C::kInputBegin + C::kInputCount;
             const bool from_h = slot >= C::kRecurrentBegin && slot < C::kRecurrentBegin + C::kRecurrentCount;
-            if (from_x && out.d_w_ih) {
-                sum_outer_products(d_slot, slots_stride_, x_row, s_.rows, units, s_.input,
-                                   as(out.d_w_ih) + at * s_.input, scratch);
-            }
-            if (from_h && out.d_w_hh) {
-                sum_outer_products(d_slot, slots_stride_, h_row, s_.rows, units, recurrent_,
-                                   as(out.d_w_hh) + at * recurrent_, scratch);
-            }
-            if (C::kResetBefore && !from_h && out.d_w_hh) {
-                sum_outer_products(d_slot, slots_stride_, reset_h_row, s_.rows, units, recurrent_,
-                                   as(out.d_w_hh) + at * recurrent_, scratch);
-            }
+            if (from_x && out.d_w_ih) of_x.add(d_slot, as(out.d_w_ih) + at * s_.input);
+            if (from_h && out.d_w_hh) of_h.add(d_slot, as(out.d_w_hh) + at * recurrent_);
+            if (C::kResetBefore && !from_h && out.d_w_hh) of_reset_h.add(d_slot, as(out.d_w_hh) + at * recurrent_);
             if (from_x && out.d_b_ih) sum_rows(d_slot, slots_stride_, s_.rows, units, as(out.d_b_ih) + at);
             if ((from_h || C::kResetBefore) && out.d_b_hh) {
                 sum_rows(d_slot, slots_stride_, s_.rows, units, as(out.d_b_hh) + at);
             }
         }
-        if (s_.projection && out.d_w_hr) {
-            sum_outer_products(b.d_y, recurrent_padded_, unprojected_row, s_.rows,
-                               split(recurrent_, kLanes, thread, threads), s_.hidden, as(out.d_w_hr), scratch);
-        }
+        if (s_.projection && out.d_w_hr) of_unprojected.add(b.d_y, as(out.d_w_hr));
+        sum_outer_products(of_x, slots_stride_, x_row, s_.rows, units, s_.input, scratch);
+        sum_outer_products(of_h, slots_stride_, h_row, s_.rows, units, recurrent_, scratch);
+        sum_outer_products(of_reset_h, slots_stride_, reset_h_row, s_.rows, units, recurrent_, scratch);
+        sum_outer_products(of_unprojected, recurrent_padded_, unprojected_row, s_.rows,
+                           split(recurrent_, kLanes, thread, threads), s_.hidden, scratch);
     }
 
     // the factors of the weight gradients, row by row of the sequence

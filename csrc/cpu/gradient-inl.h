@@ -1,20 +1,22 @@
 // Gradients of weights and biases: sums over all rows of the sequence, made after the loop over time.
 //
-// d_w[m, n] = sum over rows of d[row, m] * b[row, n], in blocks of kDepth rows: B's block is packed into panels, A's
-// into runs of a row block's width. Sums are made in chains of kChain rows, which then add up: the rounding error grows
-// with the two counts and not with their product. Neither depends on the number of threads, so neither does the result.
+// d_w[m, n] = sum over rows of d[row, m] * b[row, n], in blocks of kDepth rows: B's block is packed into panels, once
+// for all gates; d's into groups of columns. Sums are made in chains of kChain rows, which then add up: the rounding
+// error grows with the two counts and not with their product. Neither depends on the number of threads, so neither does
+// the result.
 #pragma once
 
-#include "plan-inl.h"
+#include "panels-inl.h"
 
 namespace fastrnn {
 namespace {
 
 constexpr int64_t kDepth = 256, kColumns = 256, kChain = 32;
+constexpr int64_t kGroup = 48;  // columns of d that are packed together: a whole number of blocks of 6 and of 8
 
 template <class T>
 constexpr int64_t gradient_scratch() {  // values a thread
-    return kDepth * (kColumns + 8) + 8 * 4 * Vec<T>::kLanes;
+    return kDepth * (kColumns + kGroup) + kGroup * kWide * Vec<T>::kLanes;
 }
 
 // where the rows of B lie
@@ -24,47 +26,68 @@ struct RowSource {
     const void* context;
 };
 
-// out[m, 0 .. columns) for m in `range`; a: column m of row r at a[r * a_stride + m]
+// Gradients that share B: block i of rows r of A, at d[i] + r * stride, makes out[i].
 template <class T>
-FASTRNN_NOINLINE void sum_outer_products(const T* a, int64_t a_stride, RowSource<T> b, int64_t rows, Range range,
-                                         int64_t columns, T* out, T* scratch) {
-    constexpr int64_t kLanes = Vec<T>::kLanes, kPanel = 4 * kLanes;
-    constexpr int kBlock = kMaxRows<4>;
-    if (rows == 0) {
-        __builtin_memset(out + range.begin * columns, 0,
-                         sizeof(T) * static_cast<size_t>((range.end - range.begin) * columns));
-        return;
+struct OuterProducts {
+    const T* d[4];
+    T* out[4];
+    int count = 0;
+
+    void add(const T* from, T* to) {
+        d[count] = from;
+        out[count++] = to;
     }
-    T *packed_b = scratch, *packed_a = packed_b + kDepth * kColumns, *edge = packed_a + kDepth * 8;
+};
+
+// out[i][m, 0 .. columns) for m in `range`
+template <class T>
+FASTRNN_NOINLINE void sum_outer_products(const OuterProducts<T>& products, int64_t stride, RowSource<T> b, int64_t rows,
+                                         Range range, int64_t columns, T* scratch) {
+    constexpr int64_t kLanes = Vec<T>::kLanes, kPanel = kWide * kLanes;
+    if (products.count == 0) return;
+    for (int i = 0; i < products.count && rows == 0; ++i) {
+        __builtin_memset(products.out[i] + range.begin * columns, 0,
+                         sizeof(T) * static_cast<size_t>((range.end - range.begin) * columns));
+    }
+    T *packed_b = scratch, *packed_a = packed_b + kDepth * kColumns, *edge = packed_a + kDepth * kGroup;
     for (int64_t first_column = 0; first_column < columns; first_column += kColumns) {
         const int64_t width = columns - first_column < kColumns ? columns - first_column : kColumns;
         for (int64_t first = 0; first < rows; first += kDepth) {
             const int64_t depth = rows - first < kDepth ? rows - first : kDepth;
             for (int64_t k = 0; k < depth; ++k) {
                 const T* row = b.at(b.context, first + k) + first_column;
-                for (int64_t n = 0; n < width; n += kPanel)
-                    pack_row(row + n, width - n, 4, packed_b + n * depth + k * kPanel);
-            }
-            for (int64_t m = range.begin; m < range.end; m += kBlock) {
-                const int64_t height = range.end - m < kBlock ? range.end - m : kBlock;
-                const T* source[kBlock];
-                T* c[kBlock];
-                for (int64_t r = 0; r < height; ++r) source[r] = packed_a + r;
-                for (int64_t k = 0; k < depth; ++k) {
-                    for (int64_t r = 0; r < height; ++r) packed_a[k * kBlock + r] = a[(first + k) * a_stride + m + r];
-                }
                 for (int64_t n = 0; n < width; n += kPanel) {
-                    const bool whole = n + kPanel <= width;
-                    for (int64_t r = 0; r < height; ++r) {
-                        T* target = out + (m + r) * columns + first_column + n;
-                        c[r] = whole ? target : edge + r * kPanel;
-                        if (!whole && first > 0) pack_row(target, width - n, 4, c[r]);
+                    const int vectors = wide_vectors<T>(width - n);
+                    pack_row(row + n, width - n, vectors, packed_b + n * depth + k * vectors * kLanes);
+                }
+            }
+            for (int i = 0; i < products.count; ++i) {
+                for (int64_t m = range.begin; m < range.end; m += kGroup) {
+                    const int64_t height = range.end - m < kGroup ? range.end - m : kGroup;
+                    const T* source[kGroup];
+                    T* c[kGroup];
+                    for (int64_t r = 0; r < height; ++r) source[r] = packed_a + r;
+                    const T* from = products.d[i] + first * stride + m;
+                    for (int64_t k = 0; k < depth; ++k) {  // a row of d is padded to whole vectors
+                        for (int64_t r = 0; r < height; r += kLanes) {
+                            Vec<T>::load(from + k * stride + r).store(packed_a + k * kGroup + r);
+                        }
                     }
-                    multiply_rows<T, 4>(source, height, {1, depth, 0, kBlock, kChain}, packed_b + n * depth, c, kLanes,
-                                        first == 0 ? Init::zero : Init::accumulate, nullptr);
-                    for (int64_t r = 0; !whole && r < height; ++r) {
-                        __builtin_memcpy(out + (m + r) * columns + first_column + n, c[r],
-                                         sizeof(T) * static_cast<size_t>(width - n));
+                    for (int64_t n = 0; n < width; n += kPanel) {
+                        const int vectors = wide_vectors<T>(width - n);
+                        const bool whole = n + vectors * kLanes <= width;
+                        for (int64_t r = 0; r < height; ++r) {
+                            T* target = products.out[i] + (m + r) * columns + first_column + n;
+                            c[r] = whole ? target : edge + r * kPanel;
+                            if (!whole && first > 0) pack_row(target, width - n, vectors, c[r]);
+                        }
+                        multiply_panel(vectors, source, height, {1, depth, 0, kGroup, kChain}, packed_b + n * depth, c,
+                                       kLanes, first == 0 ? Init::zero : Init::accumulate,
+                                       static_cast<const T*>(nullptr));
+                        for (int64_t r = 0; !whole && r < height; ++r) {
+                            __builtin_memcpy(products.out[i] + (m + r) * columns + first_column + n, c[r],
+                                             sizeof(T) * static_cast<size_t>(width - n));
+                        }
                     }
                 }
             }
