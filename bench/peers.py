@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.cases import Mode
 from bench.problem import TORCH_MODULES, Problem, make_module, outputs_of, torch_step
 
 Outputs = dict[str, np.ndarray]
@@ -50,7 +51,10 @@ class Peer:
     about: str
     packages: tuple[str, ...]  # distributions; the first one's version is the peer's
     build: Callable[[Problem, Settings], Runner]
-    ragged_only: bool = False
+    only: str = ""  # the flag of a Mode without which this peer says nothing
+
+    def suits(self, mode: Mode) -> bool:
+        return not self.only or bool(getattr(mode, self.only))
 
     def missing(self) -> list[str]:
         return [name for name in self.packages if importlib.util.find_spec(name) is None]
@@ -92,6 +96,21 @@ def _build_fastrnn_padded(problem: Problem, _: Settings) -> Runner:
     runner.skip = ("h_n", "c_n")
     runner.note = "the padded batch, unpacked"
     return runner
+
+
+def _build_fastrnn_stream(problem: Problem, _: Settings) -> Runner:
+    fastrnn = importlib.import_module("fastrnn")
+    stream = fastrnn.Stream(_fastrnn_module(problem), problem.case.batch)
+    start = problem.state if len(problem.state) > 1 else problem.state[0]
+    x = problem.x[0]
+
+    def call() -> Any:
+        stream.state = start
+        for _ in range(problem.repeats):
+            y = stream.step(x)
+        return y[None], stream.state
+
+    return Runner(call, lambda result: outputs_of(result, problem), torch_context(problem))
 
 
 def _build_torch(problem: Problem, _: Settings) -> Runner:
@@ -147,7 +166,14 @@ PEERS = {
             "packed modes: fastrnn over the padded batch",
             ("fastrnn",),
             _build_fastrnn_padded,
-            ragged_only=True,
+            only="ragged",
+        ),
+        Peer(
+            "fastrnn-stream",
+            "stream mode: fastrnn.Stream",
+            ("fastrnn",),
+            _build_fastrnn_stream,
+            only="stream",
         ),
         Peer("torch", "torch.nn, eager", ("torch",), _build_torch),
         Peer("compile", "torch.nn under torch.compile", ("torch",), _build_compiled),

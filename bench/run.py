@@ -190,7 +190,7 @@ def _time_case(
     runners: dict[str, Runner] = {}
     errors: dict[str, float] = {}
     for name in names:
-        if PEERS[name].ragged_only and not problem.mode.ragged:
+        if not PEERS[name].suits(problem.mode):
             continue
         try:
             runner = PEERS[name].build(problem, settings)

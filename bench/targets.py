@@ -56,6 +56,10 @@ def verdicts(run: Run) -> list[Verdict]:
     def fraction(result: Result) -> float | None:
         return result.fraction
 
+    def stream_object(result: Result) -> float | None:
+        found, own = result.ratio("onnxruntime"), result.ratio("fastrnn-stream")
+        return found / own if found and own else None
+
     infer, train = of("infer"), of("train")
     lines = [
         _least(
@@ -87,6 +91,7 @@ def verdicts(run: Run) -> list[Verdict]:
         ),
         _mean("packed training against torch", 3.0, of("packed-train"), against("torch")),
         _least("one streaming step against onnxruntime", 1.0, of("stream"), against("onnxruntime")),
+        _least("fastrnn.Stream against onnxruntime", 2.0, of("stream"), stream_object),
         _least("share of the limit, B >= 16", 0.85, (r for r in infer if r.batch >= 16), fraction),
         _least(
             "share of the limit, B 1, H >= 128",

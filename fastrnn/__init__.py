@@ -6,6 +6,7 @@ from fastrnn import functional
 from fastrnn.cells import GRUCell, LSTMCell, RNNCell
 from fastrnn.convert import patch_torch, replace_modules, restore_modules
 from fastrnn.modules import GRU, LSTM, RNN
+from fastrnn.stream import Stream
 
 __all__ = [
     "GRU",
@@ -14,6 +15,7 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "RNNCell",
+    "Stream",
     "__version__",
     "functional",
     "patch_torch",

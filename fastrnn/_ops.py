@@ -22,7 +22,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 try:
-    importlib.import_module("fastrnn._C")
+    # the kernel of one direction by addresses, see csrc/torch/direct.h
+    forward_by_address = importlib.import_module("fastrnn._C").forward
 except ImportError as error:
     raise ImportError(
         f"fastrnn's compiled extension cannot be loaded: {error}. Build it with `pip install .` or `pip install -e .` "

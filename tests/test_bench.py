@@ -71,7 +71,7 @@ def test_peers_agree(cell, mode):
     problem = make_problem(case_of(f"{cell}-{sizes}"), MODES[mode])
     agreed = []
     for peer in PEERS.values():
-        if peer.missing() or peer.name == "compile" or (peer.ragged_only and not problem.mode.ragged):
+        if peer.missing() or peer.name == "compile" or not peer.suits(problem.mode):
             continue
         try:
             runner = peer.build(problem, Settings(threads=1))

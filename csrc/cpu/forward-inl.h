@@ -16,7 +16,7 @@ namespace {
 
 constexpr int64_t kChunkBytes = 256 * 1024;  // preactivations of a chunk, a thread
 constexpr int64_t kRowsInTurns = 16;
-constexpr int64_t kUnpackedRows = 4;  // up to here reading the weights as they lie beats packing them
+constexpr int64_t kUnpackedRows = 8;  // up to here reading the weights as they lie beats packing them
 // and so does it for so few rows a step, below so many steps; many more where two copies crowd the caches
 constexpr int64_t kUnpackedBatch = 2, kUnpackedSteps = 48, kUnpackedStepsFar = 256, kFarBytes = 6 << 20;
 

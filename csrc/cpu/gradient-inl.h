@@ -1,4 +1,4 @@
-// Gradients of weights and biases: sums over all rows of the sequence, made after the loop over time.
+// Gradients of weights and biases: sums over all rows of the sequence, a chunk of them at a time.
 //
 // d_w[m, n] = sum over rows of d[row, m] * b[row, n], in blocks of kDepth rows: B's block is packed into panels, once
 // for all gates; d's into groups of columns. Sums are made in chains of kChain rows, which then add up: the rounding
@@ -19,13 +19,6 @@ constexpr int64_t gradient_scratch() {  // values a thread
     return kDepth * (kColumns + kGroup) + kGroup * kWide * Vec<T>::kLanes;
 }
 
-// where the rows of B lie
-template <class T>
-struct RowSource {
-    const T* (*at)(const void* context, int64_t row);
-    const void* context;
-};
-
 // Gradients that share B: block i of rows r of A, at d[i] + r * stride, makes out[i].
 template <class T>
 struct OuterProducts {
@@ -39,23 +32,25 @@ struct OuterProducts {
     }
 };
 
-// out[i][m, 0 .. columns) for m in `range`
+// out[i][m, 0 .. columns), made anew or added to, for m in `range`; b: the addresses of B's rows
 template <class T>
-FASTRNN_NOINLINE void sum_outer_products(const OuterProducts<T>& products, int64_t stride, RowSource<T> b, int64_t rows,
-                                         Range range, int64_t columns, T* scratch) {
+FASTRNN_NOINLINE void sum_outer_products(const OuterProducts<T>& products, int64_t stride, const T* const* b,
+                                         int64_t rows, bool anew, Range range, int64_t columns, T* scratch) {
     constexpr int64_t kLanes = Vec<T>::kLanes, kPanel = kWide * kLanes;
     if (products.count == 0) return;
-    for (int i = 0; i < products.count && rows == 0; ++i) {
+    for (int i = 0; i < products.count && rows == 0 && anew; ++i) {
         __builtin_memset(products.out[i] + range.begin * columns, 0,
                          sizeof(T) * static_cast<size_t>((range.end - range.begin) * columns));
     }
     T *packed_b = scratch, *packed_a = packed_b + kDepth * kColumns, *edge = packed_a + kDepth * kGroup;
     for (int64_t first_column = 0; first_column < columns; first_column += kColumns) {
         const int64_t width = columns - first_column < kColumns ? columns - first_column : kColumns;
-        for (int64_t first = 0; first < rows; first += kDepth) {
-            const int64_t depth = rows - first < kDepth ? rows - first : kDepth;
+        const int64_t blocks = (rows + kDepth - 1) / kDepth;
+        for (int64_t block = 0; block < blocks; ++block) {
+            const int64_t first = rows * block / blocks, depth = rows * (block + 1) / blocks - first;
+            const bool adds = block > 0 || !anew;
             for (int64_t k = 0; k < depth; ++k) {
-                const T* row = b.at(b.context, first + k) + first_column;
+                const T* row = b[first + k] + first_column;
                 for (int64_t n = 0; n < width; n += kPanel) {
                     const int vectors = wide_vectors<T>(width - n);
                     pack_row(row + n, width - n, vectors, packed_b + n * depth + k * vectors * kLanes);
@@ -79,11 +74,10 @@ FASTRNN_NOINLINE void sum_outer_products(const OuterProducts<T>& products, int64
                         for (int64_t r = 0; r < height; ++r) {
                             T* target = products.out[i] + (m + r) * columns + first_column + n;
                             c[r] = whole ? target : edge + r * kPanel;
-                            if (!whole && first > 0) pack_row(target, width - n, vectors, c[r]);
+                            if (!whole && adds) pack_row(target, width - n, vectors, c[r]);
                         }
                         multiply_panel(vectors, source, height, {1, depth, 0, kGroup, kChain}, packed_b + n * depth, c,
-                                       kLanes, first == 0 ? Init::zero : Init::accumulate,
-                                       static_cast<const T*>(nullptr));
+                                       kLanes, adds ? Init::accumulate : Init::zero, static_cast<const T*>(nullptr));
                         for (int64_t r = 0; !whole && r < height; ++r) {
                             __builtin_memcpy(products.out[i] + (m + r) * columns + first_column + n, c[r],
                                              sizeof(T) * static_cast<size_t>(width - n));
@@ -95,13 +89,14 @@ FASTRNN_NOINLINE void sum_outer_products(const OuterProducts<T>& products, int64
     }
 }
 
-// out[m] = sum over rows of a[row, m] for m in `range`
+// out[m] = sum over rows of a[row, m], made anew or added to, for m in `range`
 template <class T>
-FASTRNN_NOINLINE void sum_rows(const T* a, int64_t a_stride, int64_t rows, Range range, T* out) {
+FASTRNN_NOINLINE void sum_rows(const T* a, int64_t a_stride, int64_t rows, bool anew, Range range, T* out) {
     using V = Vec<T>;
     constexpr int64_t kShortChain = 16;
     for (int64_t m = range.begin; m < range.end; m += V::kLanes) {
-        V total{T(0)};
+        const int64_t lanes = range.end - m < V::kLanes ? range.end - m : V::kLanes;
+        V total = anew ? V{T(0)} : load_partial(out + m, lanes);
         for (int64_t block = 0; block < rows; block += kDepth) {
             const int64_t block_end = block + kDepth < rows ? block + kDepth : rows;
             V block_sum{T(0)};
@@ -113,7 +108,7 @@ FASTRNN_NOINLINE void sum_rows(const T* a, int64_t a_stride, int64_t rows, Range
             }
             total = total + block_sum;
         }
-        store_partial(total, out + m, range.end - m < V::kLanes ? range.end - m : V::kLanes);
+        store_partial(total, out + m, lanes);
     }
 }
 

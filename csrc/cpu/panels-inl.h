@@ -44,6 +44,31 @@ FASTRNN_NOINLINE void pack_wide(const T* w, int64_t rows, int64_t columns, int64
     }
 }
 
+// c[r][range] (+)= a[r * a_stride ..] B for `rows` rows; B's panels are `packed`, its `width` columns may end within a
+// vector. With `edge` [kRowBlock, kWide vectors] nothing is written beyond them; without, rows of c are padded.
+template <class T, class RowAt>
+void multiply_wide(const T* a, int64_t a_stride, int64_t rows, const Reduction& reduction, const T* packed, Range range,
+                   int64_t width, const RowAt& c, Init init, T* edge) {
+    constexpr int64_t kLanes = Vec<T>::kLanes, kPanel = kLanes * kWide;
+    const int64_t length = reduction.segments * reduction.length;
+    const T* a_row[kRowBlock];
+    T *c_row[kRowBlock], *target[kRowBlock];
+    for (int64_t first = 0; first < rows; first += kRowBlock) {
+        const int64_t count = rows - first < kRowBlock ? rows - first : kRowBlock;
+        for (int64_t r = 0; r < count; ++r) a_row[r] = a + (first + r) * a_stride;
+        for (int64_t r = 0; r < count; ++r) c_row[r] = c(first + r);
+        for (int64_t n = range.begin; n < range.end; n += kPanel) {
+            const bool whole = !edge || n + kPanel <= width;
+            for (int64_t r = 0; r < count; ++r) target[r] = whole ? c_row[r] + n : edge + r * kPanel;
+            multiply_panel(wide_vectors<T>(width - n), a_row, count, reduction, packed + n * length, target, kLanes,
+                           init, static_cast<const T*>(nullptr));
+            for (int64_t r = 0; !whole && r < count; ++r) {
+                __builtin_memcpy(c_row[r] + n, target[r], sizeof(T) * static_cast<size_t>(width - n));
+            }
+        }
+    }
+}
+
 // A product's share of a forward pass's weights: w [G*H, length], of which the slots begin .. begin + count matter.
 template <class T>
 struct GateWeights {

@@ -1,0 +1,171 @@
+"""Sequences that arrive one time step at a time."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import increment_version
+
+from fastrnn._ops import GATES, STATES, forward_by_address
+
+__all__ = ["Stream"]
+
+# the enumerators of csrc/include/fastrnn/kernels.h
+_CELLS = {"LSTM": 0, "GRU": 1, "RNN_TANH": 3, "RNN_RELU": 4}
+_GRU_RESET_BEFORE = 2
+_ACTIVATIONS = ("tanh", "softsign", "relu", "hardtanh")
+_DTYPES = {torch.float32: False, torch.float64: True}
+
+
+class Stream:
+    """The layers of an LSTM, GRU or RNN, one time step a call: states and buffers are kept from call to call, and a
+    step allocates nothing.
+
+    The weights are read where they are: changes in place are followed, those of an optimizer or ``load_state_dict``
+    among them. A module whose parameters were replaced or moved needs a new Stream. Dropout is not applied, nothing is
+    recorded for a backward pass, and one stream serves one thread at a time.
+
+    Args:
+        module: a layer of fastrnn or of torch.nn, not bidirectional, float32 or float64 on the CPU
+        batch_size: sequences that advance together, B
+
+    Example::
+
+        stream = fastrnn.Stream(lstm, batch_size=1)
+        for x in frames:      # [B, I]
+            y = stream.step(x)  # [B, R]
+    """
+
+    def __init__(self, module: nn.RNNBase, batch_size: int = 1) -> None:
+        if not isinstance(module, nn.RNNBase):
+            found = type(module).__name__
+            raise TypeError(f"Stream takes an LSTM, GRU or RNN of fastrnn or torch.nn, not {found}")
+        if module.bidirectional:
+            raise ValueError(
+                "Stream: a bidirectional module reads a sequence from its end too, so it cannot run step by step"
+            )
+        if batch_size < 1:
+            raise ValueError(f"Stream: batch_size must be positive, got {batch_size}")
+        weights = [getattr(module, name).detach() for name in module._flat_weights_names]
+        first = weights[0]
+        if first.dtype not in _DTYPES:
+            raise TypeError(f"Stream: weights must be float32 or float64, got {first.dtype}")
+        for weight in weights:
+            if not weight.is_cpu or weight.dtype != first.dtype or not weight.is_contiguous():
+                raise ValueError("Stream: all weights must be contiguous, on the CPU and of one dtype")
+        cell = "lstm" if module.mode == "LSTM" else "gru" if module.mode == "GRU" else "rnn"
+        self.batch_size = batch_size
+        self.input_size = module.input_size
+        self._dtype = first.dtype
+        recurrent = module.proj_size or module.hidden_size
+        sizes = (recurrent, module.hidden_size)[: STATES[cell]]
+        with torch.inference_mode(False):  # tensors that any mode may change
+            self._states = [first.new_zeros(module.num_layers, batch_size, size) for size in sizes]
+            self._outputs = [first.new_zeros(batch_size, recurrent) for _ in range(module.num_layers)]
+        self._weights = weights  # keeps their memory
+        self._calls = _calls(module, cell, weights, batch_size, self._states, self._outputs)
+
+    def step(self, x: Tensor) -> Tensor:
+        """The output of one time step.
+
+        Args:
+            x: [B, I], of the module's dtype, on the CPU
+
+        Returns:
+            [B, R]; the next step overwrites it, so clone what is to be kept
+        """
+        if x.shape != (self.batch_size, self.input_size) or x.dtype != self._dtype or not x.is_cpu:
+            raise ValueError(
+                f"Stream.step takes a CPU tensor [{self.batch_size}, {self.input_size}] of {self._dtype}, "
+                f"got {list(x.shape)} of {x.dtype} on {x.device}"
+            )
+        if not x.is_contiguous() or x.is_neg():
+            x = x.resolve_neg().contiguous()
+        address, threads = x.data_ptr(), torch.get_num_threads()
+        for before, after, output in self._calls:
+            forward_by_address(*before, address, *after, threads)
+            address = output
+        y: Tensor = self._outputs[-1]
+        increment_version(y)  # a backward pass that still needs the last step's values then says so
+        return y
+
+    @torch.inference_mode()
+    def reset(self, rows: Any = None) -> None:
+        """Begins new sequences: zero states, in all rows of the batch or in those that ``rows`` (an index, a list, a
+        slice or a mask) selects."""
+        for state in self._states:
+            if rows is None:
+                state.zero_()
+            else:
+                state[:, rows] = 0
+
+    @property
+    def state(self) -> Tensor | tuple[Tensor, ...]:
+        """A copy of the states, in the form of the module's hx: h [L, B, R], or (h, c [L, B, H]) of an LSTM."""
+        copies = tuple(state.clone() for state in self._states)
+        return copies if len(copies) > 1 else copies[0]
+
+    @state.setter
+    def state(self, hx: Tensor | Sequence[Tensor]) -> None:
+        given = [hx] if isinstance(hx, Tensor) else list(hx)
+        expected = [tuple(state.shape) for state in self._states]
+        if [tuple(s.shape) for s in given] != expected:
+            raise ValueError(f"Stream.state takes shapes {expected}, got {[tuple(s.shape) for s in given]}")
+        with torch.inference_mode():
+            for state, value in zip(self._states, given, strict=True):
+                state.copy_(value)
+
+
+def _calls(
+    module: nn.RNNBase,
+    cell: str,
+    weights: list[Tensor],
+    batch_size: int,
+    states: list[Tensor],
+    outputs: list[Tensor],
+) -> list[tuple[tuple[int, ...], tuple[int, ...], int]]:
+    """For each layer the arguments of a kernel call before and after the address of x, and the output's address."""
+    code = _CELLS[module.mode]
+    if cell == "gru" and not getattr(module, "reset_after", True):
+        code = _GRU_RESET_BEFORE
+    activation = _ACTIVATIONS.index(getattr(module, "activation", "tanh"))
+    calls: list[tuple[tuple[int, ...], tuple[int, ...], int]] = []
+    count = len(weights) // module.num_layers
+    for index in range(module.num_layers):
+        layer = weights[index * count : (index + 1) * count]
+        _check(layer, GATES[cell], module, index)
+        before = (
+            code,
+            activation,
+            _DTYPES[weights[0].dtype],
+            1,
+            batch_size,
+            layer[0].shape[1],
+            module.hidden_size,
+            module.proj_size,
+            False,
+        )
+        h, c = states[0][index].data_ptr(), states[-1][index].data_ptr() if len(states) > 1 else 0
+        y = outputs[index].data_ptr()
+        addresses = [w.data_ptr() for w in layer]
+        w_hr = addresses.pop() if module.proj_size else 0
+        biases = addresses[2:] or [0, 0]
+        calls.append((before, (h, c, y, h, c, *addresses[:2], *biases, w_hr), y))
+    return calls
+
+
+def _check(layer: Sequence[Tensor], gates: int, module: nn.RNNBase, index: int) -> None:
+    recurrent = module.proj_size or module.hidden_size
+    rows = gates * module.hidden_size
+    expected: list[tuple[int, ...]] = [
+        (rows, recurrent if index else module.input_size),
+        (rows, recurrent),
+    ]
+    if module.bias:
+        expected += [(rows,), (rows,)]
+    if module.proj_size:
+        expected.append((module.proj_size, module.hidden_size))
+    found = [tuple(w.shape) for w in layer]
+    if found != expected:
+        raise ValueError(f"Stream: the weights of layer {index} have shapes {found}, not {expected}")
