@@ -142,6 +142,7 @@ void test_sizes() {
     const Size sizes[] = {
         {1, 1, 1, 1, 1}, {4, 1, 5, 7, 3},   {3, 2, 1, 16, 16}, {5, 3, 6, 17, 18}, {3, 7, 4, 33, 5},
         {2, 0, 3, 5, 2}, {6, 4, 10, 16, 1}, {3, 5, 0, 9, 4},   {2, 6, 37, 65, 9}, {150, 5, 1, 12, 2},
+        {3, 530, 2, 3, 2},  // this and the one before: several chunks of the backward pass
     };
     int count = 0;
     for (const Size& size : sizes) {
@@ -170,6 +171,7 @@ void test_threads() {
         test({cell, Activation::tanh, 12, 1, 9, hidden, 0, 1, {}, true, true});
         test({cell, Activation::tanh, 3, 7, 40, hidden, 0, 1, falling_batch_sizes(3, 7), true, true});
         test({cell, Activation::tanh, 2, 3, 40, hidden, 0, 2, {}, true, false});
+        test({cell, Activation::tanh, 90, 6, 9, 40, 0, 2, {}, true, true});
     }
     test({Cell::lstm, Activation::tanh, 3, 5, 60, 150, 70, 1, {}, true, true});
     test({Cell::lstm, Activation::tanh, 8, 1, 60, 150, 70, 2, {}, true, true});
