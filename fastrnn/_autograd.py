@@ -46,6 +46,9 @@ def reference_layer(
     options: Options,
 ) -> tuple[Tensor, ...]:
     """:func:`layer` by the reference alone."""
+    if x.dim() == 2 and batch_sizes is None:  # a single step
+        start = [None if s is None else s[None] for s in states]
+        return tuple(y[0] for y in _REFERENCE[cell](x[None], *start, weights, None, *options))
     return _REFERENCE[cell](x, *states, weights, batch_sizes, *options)
 
 

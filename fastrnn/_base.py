@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fastrnn import _ops
 from fastrnn.reference import ACTIVATIONS
 
+NO_STATES = {cell: (None,) * count for cell, count in _ops.STATES.items()}
 _AUTOCAST = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
 

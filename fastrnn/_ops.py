@@ -6,7 +6,8 @@ An op runs one layer, both directions in one call. The three cells share one ord
 - ``<cell>_backward(*d_outputs, x, *states, weights, batch_sizes, y, reserve, *options, needs_x, needs_state,
   needs_weights) -> (d_x, *d_states, d_weights)``
 
-x is [T, B, I], [B, T, I] if batch_first, or [N, I] if batch_sizes [T] is given, with any strides. states are
+x is [T, B, I], [B, T, I] if batch_first, or [N, I] if batch_sizes [T] is given, with any strides; or [B, I], a single
+step, and then the states and their gradients lack their first dimension. states are
 h0 [D, B, R] and, for an LSTM, c0 [D, B, H], or None for zeros; packed input needs h0. weights are torch's flat list of
 the layer. y has x's layout and D*R features. reserve [D, N, S, H rounded up to 16] is what backward needs to know, [0]
 without training. A gradient of an output may be None; gradients that are not needed come back with shape [0].
@@ -140,6 +141,8 @@ def _sizes(
         if h0 is None:
             raise RuntimeError("fastrnn: packed input needs h0")
         batch = h0.shape[1]
+    elif x.dim() == 2:
+        batch = x.shape[0]
     else:
         batch = x.shape[0 if batch_first else 1]
     return batch, weights[1].shape[1], weights[1].shape[0] // GATES[cell]
@@ -158,7 +161,8 @@ def _fake_forward(cell: str, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     packed = batch_sizes is not None
     batch, recurrent, hidden = _sizes(cell, x, arguments[0], weights, packed, batch_first)
     directions = 2 if bidirectional else 1
-    rows = x.shape[0] if packed else x.shape[0] * x.shape[1]
+    single = x.dim() == 2 and not packed
+    rows = x.shape[0] if x.dim() == 2 else x.shape[0] * x.shape[1]
     saved = _SAVED[cell] if options[0] is not False else _SAVED[cell] - 1
     units = -(-hidden // _RESERVE_ALIGNMENT) * _RESERVE_ALIGNMENT
     reserve = x.new_empty(
@@ -166,7 +170,8 @@ def _fake_forward(cell: str, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
         dtype=torch.float64 if x.dtype == torch.float64 else torch.float32,
     )
     y = x.new_empty((*x.shape[:-1], directions * recurrent))
-    finals = [x.new_empty((directions, batch, size)) for size in (recurrent, hidden)[:count]]
+    leading = (batch,) if single else (directions, batch)
+    finals = [x.new_empty((*leading, size)) for size in (recurrent, hidden)[:count]]
     return y, *finals, reserve
 
 
@@ -177,13 +182,13 @@ def _fake_backward(cell: str, *arguments: Any) -> tuple[Tensor | list[Tensor], .
     weights, batch_sizes, _, _, _, batch_first, bidirectional, *_ = arguments[2 * count + 2 :]
     needs_x, needs_state, needs_weights = arguments[-3:]
     batch, recurrent, hidden = _sizes(cell, x, h0, weights, batch_sizes is not None, batch_first)
-    directions = 2 if bidirectional else 1
+    leading = (batch,) if x.dim() == 2 and batch_sizes is None else (2 if bidirectional else 1, batch)
 
     def gradient(shape: Sequence[int], needed: bool) -> Tensor:
         found: Tensor = x.new_empty(shape if needed else (0,))
         return found
 
-    d_states = [gradient((directions, batch, size), needs_state) for size in (recurrent, hidden)[:count]]
+    d_states = [gradient((*leading, size), needs_state) for size in (recurrent, hidden)[:count]]
     return gradient(x.shape, needs_x), *d_states, [gradient(w.shape, needs_weights) for w in weights]
 
 

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from fastrnn import _ops
 from fastrnn._autograd import layer, reference_layer
-from fastrnn._base import Base, check_activation, is_alike, is_state, is_uniform, pair_states
+from fastrnn._base import NO_STATES, Base, check_activation, is_alike, is_state, is_uniform, pair_states
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
@@ -18,6 +19,16 @@ class _Cell(Base, nn.RNNCellBase):
     """One step of one layer."""
 
     def _forward(self, input: Any, hx: Any) -> Any:
+        if (
+            type(input) is Tensor
+            and input.is_cpu
+            and input.dim() == 2
+            and not torch.compiler.is_compiling()
+            and not torch._C._is_any_autocast_enabled()
+        ):
+            found = self._forward_step(input, hx)
+            if found is not None:
+                return found
         states, weights = self._states(hx), self._weights()
         if states is None or not self._takes(input, states, weights):
             return self._forward_by_torch(input, hx)
@@ -30,10 +41,22 @@ class _Cell(Base, nn.RNNCellBase):
         unbatched = input.dim() == 1
         if unbatched:
             input, states = input[None], [s[None] for s in states]
-        start: list[Tensor | None] = [s[None] for s in states] or [None] * _ops.STATES[self._cell]
         options = (len(weights) > 2, False, False, *self._option_values())
-        _, *final = run(self._cell, input[None], start, weights, None, options)
-        final = [s[0, 0] if unbatched else s[0] for s in final]
+        _, *final = run(self._cell, input, states or NO_STATES[self._cell], weights, None, options)
+        if unbatched:
+            final = [s[0] for s in final]
+        return tuple(final) if len(final) > 1 else final[0]
+
+    def _forward_step(self, x: Tensor, hx: Any) -> Any:
+        """What the op, whose own checks take no time, makes of the arguments; None where it refuses them."""
+        states, weights = self._states(hx), self._weights()
+        if states is None:
+            return None
+        options = (len(weights) > 2, False, False, *self._option_values())
+        try:
+            _, *final = layer(self._cell, x, states or NO_STATES[self._cell], weights, None, options)
+        except (RuntimeError, TypeError, AttributeError):
+            return None
         return tuple(final) if len(final) > 1 else final[0]
 
     def _weights(self) -> list[Tensor]:

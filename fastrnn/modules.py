@@ -13,13 +13,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import _ops
 from fastrnn._autograd import layer
-from fastrnn._base import Base, check_activation, is_alike, is_state, is_uniform, pair_states
+from fastrnn._base import NO_STATES, Base, check_activation, is_alike, is_state, is_uniform, pair_states
 from fastrnn.functional import Stack, run_stack
 
 __all__ = ["GRU", "LSTM", "RNN"]
-
-
-_NO_STATES = {cell: (None,) * count for cell, count in _ops.STATES.items()}
 
 
 def _check_no_projection(arguments: dict[str, Any]) -> None:
@@ -79,7 +76,7 @@ class _Layers(Base, nn.RNNBase):
             return None
         options = (self.bias, self.batch_first, self.bidirectional, *self._option_values())
         try:
-            y, *final = layer(self._cell, x, states or _NO_STATES[self._cell], self._weights(), None, options)
+            y, *final = layer(self._cell, x, states or NO_STATES[self._cell], self._weights(), None, options)
         except (RuntimeError, TypeError, AttributeError):
             return None
         return y, final[0] if len(final) == 1 else tuple(final)

@@ -49,6 +49,7 @@ struct Layer {
     int32_t dtype_code;  // of computed
     Shape shape{};
     bool batch_first, packed;
+    bool single = false;  // x [B, I]: one time step, and the states without D
     int64_t recurrent;
     Tensor x;
     MaybeTensor h0, c0, batch_sizes;
@@ -84,8 +85,11 @@ struct Layer {
     }
 
     void read_sizes() {
-        const int64_t dim = packed ? 2 : 3;
-        check(x.dim() == dim, "fastrnn: x must have ", dim, " dimensions, got ", x.dim());
+        const int64_t dim = x.dim();
+        single = !packed && dim == 2;
+        check(dim == 2 || (dim == 3 && !packed), "fastrnn: x must have ", packed ? "2" : "2 or 3", " dimensions, got ",
+              dim);
+        check(!single || shape.directions == 1, "fastrnn: a single step has one direction");
         shape.input = x.size(dim - 1);
         if (packed) {
             check(batch_sizes->dim() == 1 && batch_sizes->scalar_type() == ScalarType::Long && batch_sizes->is_cpu(),
@@ -103,6 +107,9 @@ struct Layer {
             }
             check(rows == shape.rows, "fastrnn: batch_sizes add up to ", rows, " rows, but x has ", shape.rows);
             check(h0.has_value(), "fastrnn: packed input needs h0");
+        } else if (single) {
+            shape.time = 1;
+            shape.batch = shape.rows = x.size(0);
         } else {
             shape.time = x.size(batch_first ? 1 : 0);
             shape.batch = x.size(batch_first ? 0 : 1);
@@ -138,8 +145,19 @@ struct Layer {
         }
     }
 
+    void check_state(const char* name, const Tensor& state, int64_t width) const {
+        single ? check_shape(name, state, {shape.batch, width})
+               : check_shape(name, state, {shape.directions, shape.batch, width});
+    }
+
+    void check_sequence(const char* name, const Tensor& sequence, int64_t features) const {
+        if (packed || single) return check_shape(name, sequence, {shape.rows, features});
+        batch_first ? check_shape(name, sequence, {shape.batch, shape.time, features})
+                    : check_shape(name, sequence, {shape.time, shape.batch, features});
+    }
+
     void prepare_state(const char* name, Tensor& state, int64_t width) {
-        check_shape(name, state, {shape.directions, shape.batch, width});
+        check_state(name, state, width);
         check_dtype(name, state, x);
         state = dense(state);
     }
@@ -157,18 +175,21 @@ struct Layer {
     }
 
     Tensor empty_sequence(int64_t features) const {
-        if (packed) return empty({shape.rows, features}, dtype_code);
+        if (packed || single) return empty({shape.rows, features}, dtype_code);
         return batch_first ? empty({shape.batch, shape.time, features}, dtype_code)
                            : empty({shape.time, shape.batch, features}, dtype_code);
     }
-    Tensor empty_state(int64_t width) const { return empty({shape.directions, shape.batch, width}, dtype_code); }
+    Tensor empty_state(int64_t width) const {
+        return single ? empty({shape.batch, width}, dtype_code)
+                      : empty({shape.directions, shape.batch, width}, dtype_code);
+    }
     Tensor nothing() const { return empty({0}, dtype_code); }
 
     struct Strides {
         int64_t time, batch;
     };
     Strides strides_of(const Tensor& sequence) const {
-        if (packed) return {0, sequence.stride(0)};
+        if (packed || single) return {0, sequence.stride(0)};
         return {sequence.stride(batch_first ? 1 : 0), sequence.stride(batch_first ? 0 : 1)};
     }
 

@@ -52,19 +52,14 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(const Lay
     check(reserve.is_contiguous(), "fastrnn: reserve must be contiguous");
     p.reserve = reserve.data_ptr();
     const int64_t features = s.directions * layer.recurrent;
-    const auto check_sequence = [&](const char* name, const Tensor& t) {
-        if (layer.packed) return check_shape(name, t, {s.rows, features});
-        layer.batch_first ? check_shape(name, t, {s.batch, s.time, features})
-                          : check_shape(name, t, {s.time, s.batch, features});
-    };
-    check_sequence("y", y);
+    layer.check_sequence("y", y, features);
     y = Layer::with_unit_stride(layer.widen(y));
     const auto y_strides = layer.strides_of(y);
     p.y = y.data_ptr();
     p.y_stride_time = y_strides.time;
     p.y_stride_batch = y_strides.batch;
     if (grads.d_y) {
-        check_sequence("d_y", *grads.d_y);
+        layer.check_sequence("d_y", *grads.d_y, features);
         grads.d_y = Layer::with_unit_stride(layer.widen(*grads.d_y));
         const auto strides = layer.strides_of(*grads.d_y);
         p.d_y = grads.d_y->data_ptr();
@@ -72,12 +67,12 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(const Lay
         p.d_y_stride_batch = strides.batch;
     }
     if (grads.d_h_n) {
-        check_shape("d_h_n", *grads.d_h_n, {s.directions, s.batch, layer.recurrent});
+        layer.check_state("d_h_n", *grads.d_h_n, layer.recurrent);
         grads.d_h_n = layer.dense(*grads.d_h_n);
         p.d_h_n = grads.d_h_n->data_ptr();
     }
     if (grads.d_c_n) {
-        check_shape("d_c_n", *grads.d_c_n, {s.directions, s.batch, s.hidden});
+        layer.check_state("d_c_n", *grads.d_c_n, s.hidden);
         grads.d_c_n = layer.dense(*grads.d_c_n);
         p.d_c_n = grads.d_c_n->data_ptr();
     }
