@@ -139,10 +139,12 @@ struct Size {
 const Cell kCells[] = {Cell::lstm, Cell::gru, Cell::gru_reset_before, Cell::rnn_tanh, Cell::rnn_relu};
 
 void test_sizes() {
-    const Size sizes[] = {
-        {1, 1, 1, 1, 1}, {4, 1, 5, 7, 3},   {3, 2, 1, 16, 16}, {5, 3, 6, 17, 18}, {3, 7, 4, 33, 5},
-        {2, 0, 3, 5, 2}, {6, 4, 10, 16, 1}, {3, 5, 0, 9, 4},   {2, 6, 37, 65, 9}, {150, 5, 1, 12, 2},
-        {3, 530, 2, 3, 2},  // this and the one before: several chunks of the backward pass
+    const Size sizes[] =
+        {
+            {1, 1, 1, 1, 1},   {4, 1, 5, 7, 3},    {3, 2, 1, 16, 16}, {5, 3, 6, 17, 18},
+            {3, 7, 4, 33, 5},  {2, 0, 3, 5, 2},    {6, 4, 10, 16, 1}, {3, 5, 0, 9, 4},
+            {2, 6, 37, 65, 9}, {150, 5, 1, 12, 2}, {3, 530, 2, 3, 2},  // this and the one before: several chunks of the
+                                                                       // backward pass
     };
     int count = 0;
     for (const Size& size : sizes) {
