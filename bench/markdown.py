@@ -1,6 +1,6 @@
 """Tables of a saved run in Markdown.
 
-`python -m bench.markdown RESULTS.json` prints them; `--write PAGE...` puts them into pages instead: the
+`python -m bench.markdown RESULTS.json...` prints them; `--write PAGE...` puts them into pages instead: the
 geometric means between `<!-- bench:begin -->` and `<!-- bench:end -->`, every case between
 `<!-- results:begin -->` and `<!-- results:end -->`.
 """
@@ -93,12 +93,12 @@ def write_into(page: Path, run: Run) -> bool:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.markdown",
-        description="Tables of a saved run in Markdown: printed, or written into pages between their marks.",
+        description="Tables of saved runs in Markdown: printed, or written into pages between their marks.",
     )
-    parser.add_argument("results", type=Path)
+    parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--write", nargs="+", type=Path, default=[], metavar="PAGE")
     args = parser.parse_args(argv)
-    run = Run.load(args.results)
+    run = Run.load(*args.results)
     if not args.write:
         print(means_table(run), case_tables(run), sep="\n\n")
     unmarked = [str(page) for page in args.write if not write_into(page, run)]

@@ -1,7 +1,9 @@
-"""Pictures of a run; `python -m bench.plot RESULTS.json [DIR]` draws a saved one again."""
+"""Pictures of runs; `python -m bench.plot RESULTS.json...` draws saved ones again."""
 
 from __future__ import annotations
 
+import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from bench.cases import MODES
 from bench.peers import SUBJECT
 from bench.report import duration
 from bench.results import Result, Run, geometric_means
@@ -145,12 +148,14 @@ def _colour(peer: str) -> str:
 
 
 def main() -> int:
-    if not 2 <= len(sys.argv) <= 3:
-        print(__doc__)
-        return 2
-    source = Path(sys.argv[1])
-    folder = Path(sys.argv[2]) if len(sys.argv) == 3 else source.parent
-    for picture in draw(Run.load(source), folder, source.stem):
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.plot", description="Pictures of saved runs, beside the first of them."
+    )
+    parser.add_argument("results", type=Path, nargs="+")
+    paths: list[Path] = parser.parse_args().results
+    modes = "|".join(MODES)
+    stem = re.sub(rf"-({modes})$", "", paths[0].stem)
+    for picture in draw(Run.load(*paths), paths[0].parent, stem):
         print(picture)
     return 0
 

@@ -73,7 +73,18 @@ class Run:
         os.replace(unfinished, path)
 
     @classmethod
-    def load(cls, path: Path) -> Run:
+    def load(cls, path: Path, *more: Path) -> Run:
+        """The run saved at `path`, with the results of other runs on the same machine behind its own."""
+        run = cls._load(path)
+        for other in map(cls._load, more):
+            if any(other.machine[key] != run.machine[key] for key in ("cpu", "cores")):
+                raise ValueError(f"{path} and the others come from different machines")
+            run.results += other.results
+            run.peers = other.peers | run.peers
+        return run
+
+    @classmethod
+    def _load(cls, path: Path) -> Run:
         data = json.loads(path.read_text())
         results = []
         for entry in data["results"]:
