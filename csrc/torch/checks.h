@@ -45,7 +45,8 @@ inline void check_shape(const char* name, const Tensor& tensor, std::initializer
 
 inline void check_dtype(const char* name, const Tensor& tensor, const Tensor& x) {
     check(tensor.scalar_type() == x.scalar_type(), "fastrnn: ", name, " and x must have the same dtype");
-    check(tensor.is_cpu(), "fastrnn: ", name, " and x must be on the same device");
+    check(tensor.is_cpu() == x.is_cpu() && (x.is_cpu() || tensor.get_device_index() == x.get_device_index()),
+          "fastrnn: ", name, " and x must be on the same device");
 }
 
 }  // namespace fastrnn

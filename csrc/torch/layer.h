@@ -29,24 +29,46 @@ Cell parse_nonlinearity(const std::string& name) {
     fail("fastrnn: unknown nonlinearity '", name, "'; one of tanh, relu");
 }
 
-Tensor empty(std::initializer_list<int64_t> sizes, int32_t dtype) {
+// x: a tensor on the device
+Tensor empty(const Tensor& x, std::initializer_list<int64_t> sizes, int32_t dtype) {
     int64_t strides[4], stride = 1;
     for (size_t i = sizes.size(); i-- > 0;) {
         strides[i] = stride;
         stride *= sizes.begin()[i] > 0 ? sizes.begin()[i] : 1;
     }
     AtenTensorHandle handle;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides, dtype,
-                                                    aoti_torch_device_type_cpu(), 0, &handle));
+    TORCH_ERROR_CODE_CHECK(
+        aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides, dtype,
+                                 x.is_cpu() ? aoti_torch_device_type_cpu() : aoti_torch_device_type_cuda(),
+                                 x.is_cpu() ? 0 : x.get_device_index(), &handle));
     return Tensor(handle);
+}
+
+inline int32_t dtype_code_of(ScalarType type) {
+    switch (type) {
+        case ScalarType::Double: return aoti_torch_dtype_float64();
+        case ScalarType::BFloat16: return aoti_torch_dtype_bfloat16();
+        case ScalarType::Half: return aoti_torch_dtype_float16();
+        default: return aoti_torch_dtype_float32();
+    }
+}
+
+inline DType dtype_of(ScalarType type) {
+    switch (type) {
+        case ScalarType::Double: return DType::float64;
+        case ScalarType::BFloat16: return DType::bfloat16;
+        case ScalarType::Half: return DType::float16;
+        default: return DType::float32;
+    }
 }
 
 struct Layer {
     Cell cell;
     Activation activation;
-    ScalarType stored, computed;
-    bool widened;        // stored is a half-precision type
-    int32_t dtype_code;  // of computed
+    ScalarType stored, computed;  // of the tensors given; of those that the kernels are given
+    bool widened;                 // stored is a half-precision type, which the CPU kernels do not take
+    int32_t dtype_code;           // of computed
+    int32_t reserve_code;
     Shape shape{};
     bool batch_first, packed;
     bool single = false;  // x [B, I]: one time step, and the states without D
@@ -62,9 +84,10 @@ struct Layer {
         : cell(cell_),
           activation(activation_),
           stored(x_.scalar_type()),
-          computed(stored == ScalarType::Double ? ScalarType::Double : ScalarType::Float),
-          widened(stored == ScalarType::Half || stored == ScalarType::BFloat16),
-          dtype_code(stored == ScalarType::Double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32()),
+          computed(is_half(stored) && x_.is_cpu() ? ScalarType::Float : stored),
+          widened(computed != stored),
+          dtype_code(dtype_code_of(computed)),
+          reserve_code(stored == ScalarType::Double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32()),
           batch_first(batch_first_ && !batch_sizes_),
           packed(batch_sizes_.has_value()),
           x(std::move(x_)),
@@ -73,7 +96,7 @@ struct Layer {
           batch_sizes(std::move(batch_sizes_)),
           weights(std::move(weights_)),
           has_biases(has_biases_) {
-        check(stored == ScalarType::Float || stored == ScalarType::Double || widened,
+        check(stored == ScalarType::Float || stored == ScalarType::Double || is_half(stored),
               "fastrnn: x must be float32, float64, bfloat16 or float16");
         shape.directions = bidirectional ? 2 : 1;
         read_sizes();
@@ -83,6 +106,8 @@ struct Layer {
         if (widened) x = widen(x);
         x = with_unit_stride(std::move(x));
     }
+
+    static bool is_half(ScalarType type) { return type == ScalarType::Half || type == ScalarType::BFloat16; }
 
     void read_sizes() {
         const int64_t dim = x.dim();
@@ -175,15 +200,19 @@ struct Layer {
     }
 
     Tensor empty_sequence(int64_t features) const {
-        if (packed || single) return empty({shape.rows, features}, dtype_code);
-        return batch_first ? empty({shape.batch, shape.time, features}, dtype_code)
-                           : empty({shape.time, shape.batch, features}, dtype_code);
+        if (packed || single) return empty(x, {shape.rows, features}, dtype_code);
+        return batch_first ? empty(x, {shape.batch, shape.time, features}, dtype_code)
+                           : empty(x, {shape.time, shape.batch, features}, dtype_code);
     }
     Tensor empty_state(int64_t width) const {
-        return single ? empty({shape.batch, width}, dtype_code)
-                      : empty({shape.directions, shape.batch, width}, dtype_code);
+        return single ? empty(x, {shape.batch, width}, dtype_code)
+                      : empty(x, {shape.directions, shape.batch, width}, dtype_code);
     }
-    Tensor nothing() const { return empty({0}, dtype_code); }
+    Tensor nothing() const { return empty(x, {0}, dtype_code); }
+    Tensor empty_reserve() const {
+        return empty(x, {shape.directions, shape.rows, saved_values(cell), padded_units(shape.hidden)}, reserve_code);
+    }
+    Tensor no_reserve() const { return empty(x, {0}, reserve_code); }
 
     struct Strides {
         int64_t time, batch;
@@ -196,7 +225,7 @@ struct Layer {
     // the members that ForwardParams and BackwardParams share
     template <class Params>
     void fill(Params& p) const {
-        p.dtype = computed == ScalarType::Double ? DType::float64 : DType::float32;
+        p.dtype = dtype_of(computed);
         p.cell = cell;
         p.activation = activation;
         p.shape = shape;
@@ -212,7 +241,7 @@ struct Layer {
         p.x_stride_batch = x_strides.batch;
         p.h0 = h0 ? h0->data_ptr() : nullptr;
         p.c0 = c0 ? c0->data_ptr() : nullptr;
-        p.threads = static_cast<int>(torch::stable::get_num_threads());
+        p.threads = x.is_cpu() ? static_cast<int>(torch::stable::get_num_threads()) : 1;
     }
 };
 

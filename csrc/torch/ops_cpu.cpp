@@ -19,9 +19,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(const Layer& layer, boo
     layer.fill(p);
     const Tensor y = layer.empty_sequence(s.directions * layer.recurrent), h_n = layer.empty_state(layer.recurrent);
     const Tensor c_n = layer.cell == Cell::lstm ? layer.empty_state(s.hidden) : layer.nothing();
-    const Tensor reserve =
-        training ? empty({s.directions, s.rows, saved_values(layer.cell), padded_units(s.hidden)}, layer.dtype_code)
-                 : layer.nothing();
+    const Tensor reserve = training ? layer.empty_reserve() : layer.no_reserve();
     const auto strides = layer.strides_of(y);
     p.y = y.data_ptr();
     p.y_stride_time = strides.time;

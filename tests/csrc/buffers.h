@@ -31,12 +31,18 @@ class Bytes {
     size_t size_;
 };
 
+// in another type; a type of a namespace of its own has its own function there
+template <class T>
+void assign(T& to, double value) {
+    to = static_cast<T>(value);
+}
+
 template <class T>
 class Array {
    public:
     explicit Array(int64_t count) : count_(count), bytes_(static_cast<size_t>(count) * sizeof(T)) {}
     explicit Array(const std::vector<double>& values) : Array(static_cast<int64_t>(values.size())) {
-        for (size_t i = 0; i < values.size(); ++i) data()[i] = static_cast<T>(values[i]);
+        for (size_t i = 0; i < values.size(); ++i) assign(data()[i], values[i]);
     }
     T* data() const { return reinterpret_cast<T*>(bytes_.get()); }
     T* data_or_null() const { return count_ ? data() : nullptr; }
@@ -57,7 +63,7 @@ class Sequence {
         : p_(p), features_(features), data_(place(p, features, layout)) {}
     Sequence(const Problem& p, int64_t features, Layout layout, const std::vector<double>& values)
         : Sequence(p, features, layout) {
-        visit([&](int64_t at, int64_t index) { data()[at] = static_cast<T>(values[static_cast<size_t>(index)]); });
+        visit([&](int64_t at, int64_t index) { assign(data()[at], values[static_cast<size_t>(index)]); });
     }
     T* data() const { return data_.data(); }
     int64_t stride_time() const { return stride_time_; }

@@ -1,4 +1,5 @@
-// Runs a problem through fastrnn::forward and fastrnn::backward in type T.
+// Runs a problem in type T through fastrnn::forward and fastrnn::backward, or through another library with their
+// contract.
 #pragma once
 
 #include "buffers.h"
@@ -21,7 +22,26 @@ constexpr fastrnn::DType dtype_of() {
     return sizeof(T) == sizeof(double) ? fastrnn::DType::float64 : fastrnn::DType::float32;
 }
 
-template <class T>
+struct CpuLibrary {
+    template <class T>
+    using Reserve = T;
+    template <class T>
+    static constexpr fastrnn::DType dtype() {
+        return dtype_of<T>();
+    }
+    static void forward(fastrnn::ForwardParams& params) {
+        const Bytes workspace(fastrnn::forward_workspace_bytes(params));
+        params.workspace = workspace.get();
+        fastrnn::forward(params);
+    }
+    static void backward(fastrnn::BackwardParams& params) {
+        const Bytes workspace(fastrnn::backward_workspace_bytes(params));
+        params.workspace = workspace.get();
+        fastrnn::backward(params);
+    }
+};
+
+template <class T, class Library = CpuLibrary>
 class Runner {
    public:
     Runner(const Problem& p, const Tensors& given, Layout layout, int threads)
@@ -52,9 +72,7 @@ class Runner {
         params.h_n = h_n_.data();
         params.c_n = p_.lstm() ? c_n_.data() : nullptr;
         params.reserve = keep_reserve && fastrnn::saved_values(p_.cell) ? reserve_.data() : nullptr;
-        const Bytes workspace(fastrnn::forward_workspace_bytes(params));
-        params.workspace = workspace.get();
-        fastrnn::forward(params);
+        Library::forward(params);
         results.y = y_.values();
         results.h_n = h_n_.values();
         results.c_n = c_n_.values();
@@ -70,7 +88,8 @@ class Runner {
         const Array<T> d_c0(wanted.state && p_.lstm() ? states(p_.hidden) : 0);
         std::vector<Array<T>> d_weights;
         for (const Array<T>& w : weights_) d_weights.emplace_back(static_cast<int64_t>(w.values().size()));
-        const std::vector<T> reserve_before = reserve_.values(), y_before = y_.values();
+        const std::vector<Reserve> reserve_before = reserve_.values();
+        const std::vector<T> y_before = y_.values();
 
         fastrnn::BackwardParams params{};
         fill(params);
@@ -93,9 +112,7 @@ class Runner {
             params.d_weights[d] = {w[0].data_or_null(), w[1].data_or_null(), w[2].data_or_null(), w[3].data_or_null(),
                                    w[4].data_or_null()};
         }
-        const Bytes workspace(fastrnn::backward_workspace_bytes(params));
-        params.workspace = workspace.get();
-        fastrnn::backward(params);
+        Library::backward(params);
 
         if (wanted.x) results.d_x = d_x.values();
         results.kept_gaps &= d_x.gaps_untouched();
@@ -105,11 +122,14 @@ class Runner {
         results.kept_inputs &= same_bytes(reserve_before, reserve_.values()) && same_bytes(y_before, y_.values());
     }
 
-    static bool same_bytes(const std::vector<T>& a, const std::vector<T>& b) {
-        return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+    template <class U>
+    static bool same_bytes(const std::vector<U>& a, const std::vector<U>& b) {
+        return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(U)) == 0);
     }
 
    private:
+    using Reserve = typename Library::template Reserve<T>;
+
     int64_t features() const { return p_.directions * p_.recurrent(); }
     int64_t states(int64_t width) const { return p_.directions * p_.batch * width; }
     Sequence<T> sequence(int64_t features) const { return {p_, features, layout_}; }
@@ -117,7 +137,7 @@ class Runner {
 
     template <class Params>
     void fill(Params& params) const {
-        params.dtype = dtype_of<T>();
+        params.dtype = Library::template dtype<T>();
         params.cell = p_.cell;
         params.activation = p_.activation;
         params.shape = {
@@ -140,7 +160,8 @@ class Runner {
     Layout layout_;
     int threads_;
     Sequence<T> x_, y_;
-    Array<T> h0_, c0_, h_n_, c_n_, reserve_;
+    Array<T> h0_, c0_, h_n_, c_n_;
+    Array<Reserve> reserve_;
     std::vector<Array<T>> weights_;  // w_ih, w_hh, b_ih, b_hh, w_hr of each direction
 };
 

@@ -1,31 +1,43 @@
-// The contract of the CUDA kernels: device pointers and a stream. No torch, nothing but the CUDA toolkit.
-// Letters as in kernels.h; `rows` are the batch rows of one time step.
+// The contract of the CUDA kernels: the structs of kernels.h with pointers to device memory, and a stream. No torch,
+// nothing but the CUDA toolkit. `shape.batch_sizes` stays on the host; `threads` says nothing.
+//
+// Types: x, y, h, the weights and every gradient are stored in `dtype`; sums, c and the reserve are float64 for float64
+// and float32 for the others, but for c0, c_n and their gradients, which are stored in `dtype`.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
+#include "fastrnn/cuda_plan.h"
 #include "fastrnn/kernels.h"
 
 namespace fastrnn {
 
-// The arithmetic of one time step, after both of its products. Gates are in torch's order, biases are in the products.
-struct CellStepForward {
+struct Matrix {
+    void* data;
     DType dtype;
-    Cell cell;
-    Activation activation;
-    int64_t rows, hidden;
-    const void* gates_x;  // [rows, G*H]
-    const void* gates_h;  // [rows, G*H]; gru_reset_before reads r and z in its first half and n in its second
-    const void* h;        // [rows, H] before the step
-    const void* c;        // [rows, H] before the step; LSTM only
-    void* h_next;         // [rows, H]; may be h
-    void* c_next;         // [rows, H]; LSTM only; may be c
-    void* saved;          // [S, rows, H] for the backward pass, or null; gru_reset_before needs it always
-    void* reset_h;        // [rows, H] r * h, gru_reset_before's first half only
-    bool first_half;      // gru_reset_before: r, z and r * h; then, with W_n (r h) in gates_h, the rest
+    int64_t rows, columns;
+    int64_t stride;  // elements from row to row
 };
 
-// Launches on `stream` and returns at once; the launch's own error, if any, is returned.
-cudaError_t cell_step_forward(const CellStepForward& step, cudaStream_t stream);
+// Products of whole matrices, which the kernels leave to a library.
+class Products {
+   public:
+    // c = op(a) op(b) on the kernels' stream, op(m) being m or its transpose; sums in float32, or float64 for float64.
+    // a and b have one type, and c has it too or is the float32 of half-precision a and b. c is 0 where there are no
+    // terms, and nothing may be assumed of its content before.
+    virtual void multiply(const Matrix& a, bool transpose_a, const Matrix& b, bool transpose_b, const Matrix& c) = 0;
+
+   protected:
+    ~Products() = default;
+};
+
+// They launch on `stream` and return at once; the first error of a launch, if any, is returned.
+size_t cuda_forward_workspace_bytes(const ForwardParams& params, const CudaPlan& plan);
+size_t cuda_backward_workspace_bytes(const BackwardParams& params, const CudaPlan& plan);
+cudaError_t cuda_forward(const ForwardParams& params, const CudaPlan& plan, Products& products, cudaStream_t stream);
+cudaError_t cuda_backward(const BackwardParams& params, const CudaPlan& plan, Products& products, cudaStream_t stream);
+
+// makes the device current for these kernels, and says what it is
+cudaError_t cuda_use_device(int index, CudaDevice& device);
 
 }  // namespace fastrnn

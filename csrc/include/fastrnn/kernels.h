@@ -13,7 +13,7 @@
 
 namespace fastrnn {
 
-enum class DType { float32, float64 };
+enum class DType { float32, float64, bfloat16, float16 };  // the CPU kernels take the first two
 
 enum class Cell {
     lstm,              // torch.nn.LSTM

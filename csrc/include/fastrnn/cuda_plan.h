@@ -1,0 +1,52 @@
+// Which CUDA engine runs a layer, and how: decided on the host from sizes and the device's properties, so that it needs
+// neither a device nor the CUDA toolkit.
+#pragma once
+
+#include <string>
+
+#include "fastrnn/kernels.h"
+
+namespace fastrnn {
+
+struct CudaDevice {
+    std::string name;
+    int capability = 0;        // 10 * major + minor
+    int processors = 0;        // SMs
+    int64_t shared_bytes = 0;  // most shared memory of a block
+    int64_t cache_bytes = 0;   // L2
+};
+
+// "h100", "h200" or "a100": what the plan needs to know of them; false for another name
+bool cuda_device_named(const std::string& name, CudaDevice& device);
+
+enum class CudaEngine { steps, grid };
+const char* cuda_engine_name(CudaEngine engine);
+
+// What the plan depends on.
+struct CudaProblem {
+    DType dtype;
+    Cell cell;
+    Activation activation;
+    Shape shape;
+    bool backward;
+};
+
+// steps: a product and a launch for each time step. grid: one launch for all steps, whose blocks keep the recurrent
+// weights of `units` hidden units each; blocks that share a direction and a part of the rows exchange h.
+struct CudaPlan {
+    CudaEngine engine = CudaEngine::steps;
+    int units = 0;               // of a block
+    int batch_parts = 0;         // parts of the rows
+    int directions_at_once = 0;  // 1: one launch a direction
+    int64_t blocks = 0;          // of a launch
+    int64_t shared_bytes = 0;    // of a block
+    double steps_seconds = 0;    // estimates of a time step
+    double grid_seconds = 0;     // 0 where the grid engine cannot run it
+    std::string reason;          // why this engine
+};
+
+// `wanted`: "auto" for the quicker by the cost model, "steps", or "grid" for it wherever it can run. Throws
+// std::runtime_error for another name.
+CudaPlan cuda_plan(const CudaProblem& problem, const CudaDevice& device, const std::string& wanted);
+
+}  // namespace fastrnn
