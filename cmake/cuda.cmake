@@ -32,13 +32,14 @@ set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 enable_language(CUDA)
 message(STATUS "CUDA kernels: built with ${CMAKE_CUDA_COMPILER} ${CMAKE_CUDA_COMPILER_VERSION}")
 
-add_library(fastrnn_cuda_kernels STATIC ${cuda_sources})
+add_library(fastrnn_cuda_kernels STATIC ${cuda_sources} csrc/cuda/plan.cpp)
 add_library(fastrnn::cuda_kernels ALIAS fastrnn_cuda_kernels)
-target_compile_options(fastrnn_cuda_kernels PRIVATE
+target_link_libraries(fastrnn_cuda_kernels PRIVATE $<BUILD_INTERFACE:fastrnn_options>)
+target_compile_options(fastrnn_cuda_kernels PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:
     -gencode=arch=compute_80,code=sm_80
     -gencode=arch=compute_90a,code=sm_90a
     -gencode=arch=compute_90,code=compute_90
-    -Werror=all-warnings -Xcompiler=-Wall,-Wextra)
+    -Werror=all-warnings -Xcompiler=-Wall,-Wextra>)
 target_include_directories(fastrnn_cuda_kernels PUBLIC
     $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/csrc/include>
     $<BUILD_INTERFACE:${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES}>
@@ -48,5 +49,5 @@ set(FASTRNN_HAS_CUDA TRUE)
 
 install(TARGETS fastrnn_cuda_kernels EXPORT fastrnn-targets
     COMPONENT kernels ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
-install(FILES csrc/include/fastrnn/cuda_kernels.h
+install(FILES csrc/include/fastrnn/cuda_kernels.h csrc/include/fastrnn/cuda_plan.h
     COMPONENT kernels DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/fastrnn)

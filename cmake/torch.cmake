@@ -21,6 +21,7 @@ endif()
 file(GLOB torch_sources CONFIGURE_DEPENDS csrc/torch/*.cpp)
 if(NOT FASTRNN_HAS_CUDA)
     list(FILTER torch_sources EXCLUDE REGEX "_cuda\\.cpp$")
+    list(APPEND torch_sources csrc/cuda/plan.cpp)  # says what a device would run
 endif()
 
 add_library(_C MODULE ${torch_sources})
@@ -31,7 +32,7 @@ target_compile_definitions(_C PRIVATE
 target_include_directories(_C SYSTEM PRIVATE "${FASTRNN_TORCH_DIR}/include" "${python_include_dir}")
 target_link_libraries(_C PRIVATE fastrnn_options fastrnn_kernels OpenMP::OpenMP_CXX)
 if(FASTRNN_HAS_CUDA)
-    target_link_libraries(_C PRIVATE fastrnn_cuda_kernels)
+    target_link_libraries(_C PRIVATE fastrnn_cuda_kernels ${CMAKE_DL_LIBS})
 endif()
 
 # Python has loaded torch's libraries when it loads this one: their names are recorded, never their folder.

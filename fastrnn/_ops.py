@@ -14,6 +14,7 @@ without training. A gradient of an output may be None; gradients that are not ne
 """
 
 import importlib
+import os
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -53,10 +54,22 @@ _BACKWARD = {
 }
 _DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 _DEVICES = {"cpu", "meta"}
-if all(
-    op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CUDA)
-    for op in (*_FORWARD.values(), *_BACKWARD.values())
-):
+_CUDA_ENGINES = ("torch", "auto", "steps", "grid")
+
+
+def _read_cuda_engine() -> str:
+    engine = os.environ.get("FASTRNN_CUDA_ENGINE") or "torch"
+    if engine not in _CUDA_ENGINES:
+        known = ", ".join(_CUDA_ENGINES)
+        raise ValueError(f"FASTRNN_CUDA_ENGINE: unknown engine '{engine}'; there are {known}")
+    return engine
+
+
+# "torch": its own kernels serve CUDA tensors; docs/gpu.md
+cuda_engine = _read_cuda_engine()
+if cuda_engine != "torch":
+    if not _ops.cuda_compiled():
+        raise RuntimeError(f"FASTRNN_CUDA_ENGINE is '{cuda_engine}', but this build has no CUDA kernels")
     _DEVICES.add("cuda")
 
 
@@ -131,6 +144,21 @@ def supported_isas() -> list[str]:
 
 def cuda_compiled() -> bool:
     return bool(_ops.cuda_compiled())
+
+
+def cuda_plan(
+    cell: str,
+    dtype: str,
+    sizes: tuple[int, int, int, int, int, int],
+    backward: bool,
+    wanted: str,
+    device: str,
+    properties: Sequence[int] = (),
+) -> str:
+    """What the CUDA kernels would do, one fact a line. sizes are T, B, I, H, P, D; device is "h100", "h200", "a100", or
+    any name with its properties: 10 * major + minor of its compute capability, multiprocessors, bytes of shared memory
+    that a block may have, bytes of L2 cache."""
+    return str(_ops.cuda_plan(cell, dtype, sizes, backward, wanted, device, properties))
 
 
 def _sizes(

@@ -1,5 +1,7 @@
-"""``python -m fastrnn.info``: what is installed and what the kernels run with."""
+"""``python -m fastrnn.info``: what is installed and what the kernels run with; with ``--explain``, what the CUDA kernels
+would do with a layer."""
 
+import argparse
 import os
 import platform
 
@@ -16,8 +18,8 @@ def _cuda() -> str:
         build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
         return f"no (compiled, but torch, built with {build}, finds no usable device)"
     if not _ops.device_has_kernels("cuda"):
-        return "no (compiled, but without ops for torch; torch's own serve CUDA tensors)"
-    return f"yes ({torch.cuda.get_device_name()})"
+        return f"off (torch's own serve {torch.cuda.get_device_name()}; FASTRNN_CUDA_ENGINE turns fastrnn's on)"
+    return f"yes ({torch.cuda.get_device_name()}, FASTRNN_CUDA_ENGINE={_ops.cuda_engine})"
 
 
 def _active_isa() -> str:
@@ -40,14 +42,58 @@ def describe() -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "CUDA kernels": _cuda(),
     }
-    forced = os.environ.get("FASTRNN_FORCE_ISA")
-    if forced:
-        facts["FASTRNN_FORCE_ISA"] = forced
+    for variable in ("FASTRNN_FORCE_ISA", "FASTRNN_CUDA_ENGINE"):
+        if os.environ.get(variable):
+            facts[variable] = os.environ[variable]
+    return facts
+
+
+def _properties() -> tuple[str, list[int]]:
+    """Name and properties of the current CUDA device."""
+    index = torch.cuda.current_device()
+    found = torch.cuda.get_device_properties(index)
+    numbers = [10 * found.major + found.minor, found.multi_processor_count]
+    return found.name, [*numbers, found.shared_memory_per_block_optin, found.L2_cache_size]
+
+
+def explain(arguments: argparse.Namespace) -> dict[str, str]:
+    """The plan for a layer, forward and backward, by name."""
+    device, properties = arguments.device, list[int]()
+    if device is None:
+        device, properties = _properties() if torch.cuda.is_available() else ("h100", [])
+    cell, time, batch, inputs, hidden, dtype = arguments.explain
+    directions = 2 if arguments.bidirectional else 1
+    sizes = int(time), int(batch), int(inputs), int(hidden), arguments.projection, directions
+    wanted = arguments.engine
+    if wanted is None:
+        wanted = "auto" if _ops.cuda_engine == "torch" else _ops.cuda_engine
+    facts = {"device": device, "asked for": wanted}
+    if _ops.cuda_engine == "torch":
+        facts["in use"] = "torch's own kernels, for FASTRNN_CUDA_ENGINE does not turn fastrnn's on"
+    for name, backward in (("forward", False), ("backward", True)):
+        for line in _ops.cuda_plan(cell, dtype, sizes, backward, wanted, device, properties).splitlines():
+            key, value = line.split(": ", 1)
+            facts[f"{name} {key}"] = value
     return facts
 
 
 def main() -> None:
-    facts = describe()
+    parser = argparse.ArgumentParser(prog="python -m fastrnn.info", description=__doc__)
+    parser.add_argument(
+        "--explain",
+        nargs=6,
+        metavar=("CELL", "T", "B", "I", "H", "DTYPE"),
+        help="what the CUDA kernels would do, for example: lstm 1024 16 768 768 bfloat16",
+    )
+    parser.add_argument("--device", help="h100, h200 or a100 (default: the device that is here, else h100)")
+    parser.add_argument("--engine", help="auto, steps or grid (default: FASTRNN_CUDA_ENGINE, else auto)")
+    parser.add_argument("--bidirectional", action="store_true")
+    parser.add_argument("--projection", type=int, default=0, metavar="P")
+    arguments = parser.parse_args()
+    try:
+        facts = explain(arguments) if arguments.explain else describe()
+    except (RuntimeError, ValueError) as error:
+        parser.error(str(error).splitlines()[0])
     width = max(map(len, facts))
     for name, value in facts.items():
         print(f"{name:<{width}}  {value}")

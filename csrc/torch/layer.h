@@ -15,7 +15,13 @@ namespace {
 
 using MaybeTensor = std::optional<Tensor>;
 
-Activation parse_activation(const std::string& name) {
+#if defined(FASTRNN_EMULATED)
+constexpr bool kEmulated = true;  // the CUDA kernels' text runs on the CPU and takes the tensors that are there
+#else
+constexpr bool kEmulated = false;
+#endif
+
+inline Activation parse_activation(const std::string& name) {
     if (name == "tanh") return Activation::tanh;
     if (name == "softsign") return Activation::softsign;
     if (name == "relu") return Activation::relu;
@@ -23,14 +29,14 @@ Activation parse_activation(const std::string& name) {
     fail("fastrnn: unknown activation '", name, "'; one of tanh, softsign, relu, hardtanh");
 }
 
-Cell parse_nonlinearity(const std::string& name) {
+inline Cell parse_nonlinearity(const std::string& name) {
     if (name == "tanh") return Cell::rnn_tanh;
     if (name == "relu") return Cell::rnn_relu;
     fail("fastrnn: unknown nonlinearity '", name, "'; one of tanh, relu");
 }
 
 // x: a tensor on the device
-Tensor empty(const Tensor& x, std::initializer_list<int64_t> sizes, int32_t dtype) {
+inline Tensor empty(const Tensor& x, std::initializer_list<int64_t> sizes, int32_t dtype) {
     int64_t strides[4], stride = 1;
     for (size_t i = sizes.size(); i-- > 0;) {
         strides[i] = stride;
@@ -84,7 +90,7 @@ struct Layer {
         : cell(cell_),
           activation(activation_),
           stored(x_.scalar_type()),
-          computed(is_half(stored) && x_.is_cpu() ? ScalarType::Float : stored),
+          computed(is_half(stored) && x_.is_cpu() && !kEmulated ? ScalarType::Float : stored),
           widened(computed != stored),
           dtype_code(dtype_code_of(computed)),
           reserve_code(stored == ScalarType::Double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32()),

@@ -35,6 +35,8 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
     m.def("force_isa(str name) -> ()");
     m.def("num_threads() -> int");
     m.def("cuda_compiled() -> bool");
+    m.def(
+        "cuda_plan(str cell, str dtype, int[] sizes, bool backward, str wanted, str device, int[] properties) -> str");
 }
 
 PyMODINIT_FUNC PyInit__C() {

@@ -1,6 +1,6 @@
-// The CPU ops: check, allocate, fill the contract's structs, call.
+// The ops: check, allocate, fill the contract's structs, call the device's kernels.
 //
-// Half-precision tensors are widened to float32 here and the results rounded once at the end.
+// For the CPU, half-precision tensors are widened to float32 here and the results rounded once at the end.
 #include <torch/csrc/stable/library.h>
 
 #include <string>
@@ -8,10 +8,26 @@
 #include <vector>
 
 #include "layer.h"
+#include "run_cuda.h"
 #include "workspace.h"
 
 namespace fastrnn {
 namespace {
+
+size_t workspace_bytes(const ForwardParams& p) { return forward_workspace_bytes(p); }
+size_t workspace_bytes(const BackwardParams& p) { return backward_workspace_bytes(p); }
+void run_on_cpu(const ForwardParams& p) { forward(p); }
+void run_on_cpu(const BackwardParams& p) { backward(p); }
+
+template <class Params>
+void run(Params& p, [[maybe_unused]] const Tensor& x) {
+#if defined(FASTRNN_WITH_CUDA)
+    if (kEmulated || !x.is_cpu()) return run_on_cuda(p, x);
+#endif
+    const Workspace workspace(workspace_bytes(p));
+    p.workspace = workspace.data();
+    run_on_cpu(p);
+}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(const Layer& layer, bool training) {
     const Shape& s = layer.shape;
@@ -27,9 +43,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(const Layer& layer, boo
     p.h_n = h_n.data_ptr();
     p.c_n = c_n.data_ptr();
     p.reserve = training && saved_values(layer.cell) ? reserve.data_ptr() : nullptr;
-    const Workspace workspace(forward_workspace_bytes(p));
-    p.workspace = workspace.data();
-    forward(p);
+    run(p, layer.x);
     return {layer.narrow(y), layer.narrow(h_n), layer.narrow(c_n), reserve};
 }
 
@@ -90,8 +104,8 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(const Lay
     d_weights.reserve(layer.weights.size());
     for (const Tensor& w : layer.weights) {
         d_weights.push_back(!needs.weights ? layer.nothing()
-                            : w.dim() == 2 ? empty({w.size(0), w.size(1)}, layer.dtype_code)
-                                           : empty({w.size(0)}, layer.dtype_code));
+                            : w.dim() == 2 ? empty(layer.x, {w.size(0), w.size(1)}, layer.dtype_code)
+                                           : empty(layer.x, {w.size(0)}, layer.dtype_code));
     }
     for (int d = 0; d < s.directions && needs.weights; ++d) {
         const Tensor* w = &d_weights[static_cast<size_t>(d * layer.weights_per_direction)];
@@ -99,9 +113,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(const Lay
                           layer.has_biases ? w[3].data_ptr() : nullptr,
                           s.projection ? w[layer.weights_per_direction - 1].data_ptr() : nullptr};
     }
-    const Workspace workspace(backward_workspace_bytes(p));
-    p.workspace = workspace.data();
-    backward(p);
+    run(p, layer.x);
     for (Tensor& w : d_weights) w = layer.narrow(w);
     return {layer.narrow(d_x), layer.narrow(d_h0), layer.narrow(d_c0), d_weights};
 }
@@ -217,6 +229,17 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
     m.impl("rnn_forward", TORCH_BOX(&fastrnn::rnn_forward));
     m.impl("rnn_backward", TORCH_BOX(&fastrnn::rnn_backward));
 }
+
+#if defined(FASTRNN_WITH_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(fastrnn, CUDA, m) {
+    m.impl("lstm_forward", TORCH_BOX(&fastrnn::lstm_forward));
+    m.impl("lstm_backward", TORCH_BOX(&fastrnn::lstm_backward));
+    m.impl("gru_forward", TORCH_BOX(&fastrnn::gru_forward));
+    m.impl("gru_backward", TORCH_BOX(&fastrnn::gru_backward));
+    m.impl("rnn_forward", TORCH_BOX(&fastrnn::rnn_forward));
+    m.impl("rnn_backward", TORCH_BOX(&fastrnn::rnn_backward));
+}
+#endif
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
     m.impl("active_isa", TORCH_BOX(&fastrnn::active_isa_op));
