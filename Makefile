@@ -2,6 +2,7 @@
 # make test    every check that a CPU machine can run
 # make bench   fastrnn beside its peers; BENCHFLAGS="--mode infer" and the like
 # make lint    style checks alone; CHECKS="rules types" for some of them
+# make gpu-test, make gpu-bench    on a machine with an NVIDIA GPU
 #
 # Each makes the environment it needs in $(VENV). Nothing is installed outside this folder.
 
@@ -21,7 +22,8 @@ EXTENSION_SOURCES := setup.py pyproject.toml CMakeLists.txt tools/build_backend.
 	$(wildcard cmake/* csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh csrc/include/fastrnn/*.h)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test bench lint test-cpp test-sanitized test-install test-wheel test-python clean
+.PHONY: demo test bench lint test-cpp test-sanitized test-install test-wheel test-python test-emulated gpu-test gpu-bench \
+	run-gpu-test run-gpu-bench clean
 
 demo: $(VENV)/.examples
 	$(PY) examples/char_lm.py
@@ -74,6 +76,30 @@ test-wheel: $(VENV)/.extension $(VENV)/.audit
 test-python: $(VENV)/.extension $(VENV)/.test $(VENV)/.examples
 	@echo "-- Python tests"
 	@$(PY) -m pytest $(PYTESTFLAGS)
+
+
+# the ops on the text of the CUDA kernels, compiled for the CPU
+test-emulated: $(VENV)/.torch $(VENV)/.test
+	@echo "-- the ops on emulated CUDA kernels"
+	@cmake $(GENERATOR) -S . -B build/emulated -DCMAKE_BUILD_TYPE=Release -DFASTRNN_WERROR=ON -DFASTRNN_CUDA=0 \
+		-DFASTRNN_TESTS=OFF -DFASTRNN_TORCH=ON -DFASTRNN_EMULATED=ON -DPython_EXECUTABLE=$(abspath $(PY)) \
+		-DFASTRNN_TORCH_DIR=$$(cd tools && $(abspath $(PY)) -c 'import build_backend; print(build_backend.torch_dir())') \
+		>/dev/null
+	@cmake --build build/emulated --parallel $(JOBS) --target _C
+	@rm -rf build/emulated/package
+	@mkdir -p build/emulated/package/fastrnn
+	@cp fastrnn/*.py build/emulated/_C.abi3.so build/emulated/package/fastrnn
+	@FASTRNN_EMULATED=1 $(VENV)/bin/pytest $(PYTESTFLAGS) -o pythonpath=build/emulated/package tests/test_cuda.py tests/test_ops.py
+
+gpu-test gpu-bench: gpu-%:
+	@nvidia-smi >/dev/null 2>&1 || { echo "gpu-$*: there is no NVIDIA GPU here"; exit 1; }
+	@$(MAKE) --no-print-directory run-gpu-$*
+
+run-gpu-test: $(VENV)/.extension $(VENV)/.test
+	@$(PY) -m pytest $(PYTESTFLAGS) tests/test_cuda.py tests/test_plan.py
+
+run-gpu-bench: $(VENV)/.extension
+	@$(PY) -m bench.gpu --json build/gpu/bench.json $(BENCHFLAGS)
 
 clean:
 	rm -rf build dist *.egg-info fastrnn/*.so

@@ -202,6 +202,22 @@ def launched(call: Callable[[], object]) -> str:
     return f"{kind}, {len(names)} launches"
 
 
+def why_no_grid(point: Point) -> str:
+    """Empty where the grid engine runs all of the point, on the first layer's sizes."""
+    from fastrnn import _ops, info
+
+    cell = "rnn_tanh" if point.cell == "rnn" else point.cell
+    dtype = str(DTYPES[point.dtype]).removeprefix("torch.")
+    directions = 2 if point.bidirectional else 1
+    sizes = (point.time, point.batch, point.hidden, point.hidden, 0, directions)
+    for backward in (False, True)[: 1 + point.training]:
+        lines = _ops.cuda_plan(cell, dtype, sizes, backward, "grid", *info.cuda_properties()).splitlines()
+        plan = dict(line.split(": ", 1) for line in lines)
+        if plan["engine"] != "grid":
+            return plan["why"]
+    return ""
+
+
 def time_block(call: Callable[[], object], seconds: float, guess: float) -> list[float]:
     count = max(2, min(200, int(seconds / guess)))
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
@@ -219,7 +235,12 @@ def measure(point: Point, rounds: int, seconds: float) -> Found:
     problem = Problem(point)
     exact = problem.exact()
     ways, guesses = {}, {}
+    lack = why_no_grid(point)
+    if lack:
+        result.refused["grid"] = lack
     for name, call in problem.ways().items():
+        if name in result.refused:
+            continue
         try:
             call()
             torch.cuda.synchronize()

@@ -28,7 +28,7 @@ function(add_instruction_set name)
 endfunction()
 
 add_instruction_set(generic)
-if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$" AND NOT FASTRNN_EMULATED)
     target_compile_definitions(fastrnn_kernels PRIVATE FASTRNN_X86)
     add_instruction_set(avx2 -mavx2 -mfma -mf16c)
     add_instruction_set(avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma)

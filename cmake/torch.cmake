@@ -24,7 +24,20 @@ if(NOT FASTRNN_HAS_CUDA)
     list(APPEND torch_sources csrc/cuda/plan.cpp)  # says what a device would run
 endif()
 
+# For tests alone: the ops run the text of the CUDA kernels, emulated, on tensors of the CPU.
+if(FASTRNN_EMULATED)
+    file(GLOB cuda_texts CONFIGURE_DEPENDS csrc/cuda/*.cu)
+    set_source_files_properties(${cuda_texts} PROPERTIES LANGUAGE CXX)
+    list(APPEND torch_sources csrc/torch/ops_cuda.cpp ${cuda_texts} tests/csrc/emulation/emulation.cpp)
+endif()
+
 add_library(_C MODULE ${torch_sources})
+if(FASTRNN_EMULATED)
+    target_compile_definitions(_C PRIVATE FASTRNN_EMULATED FASTRNN_WITH_CUDA)
+    target_include_directories(_C BEFORE PRIVATE tests/csrc/emulation csrc)
+    target_compile_options(_C PRIVATE -O1 -Wno-unknown-pragmas)
+    target_link_libraries(_C PRIVATE ${CMAKE_DL_LIBS})
+endif()
 target_compile_definitions(_C PRIVATE
     Py_LIMITED_API=0x030A0000
     TORCH_TARGET_VERSION=0x020b000000000000

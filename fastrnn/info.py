@@ -48,7 +48,7 @@ def describe() -> dict[str, str]:
     return facts
 
 
-def _properties() -> tuple[str, list[int]]:
+def cuda_properties() -> tuple[str, list[int]]:
     """Name and properties of the current CUDA device."""
     index = torch.cuda.current_device()
     found = torch.cuda.get_device_properties(index)
@@ -60,7 +60,7 @@ def explain(arguments: argparse.Namespace) -> dict[str, str]:
     """The plan for a layer, forward and backward, by name."""
     device, properties = arguments.device, list[int]()
     if device is None:
-        device, properties = _properties() if torch.cuda.is_available() else ("h100", [])
+        device, properties = cuda_properties() if torch.cuda.is_available() else ("h100", [])
     cell, time, batch, inputs, hidden, dtype = arguments.explain
     directions = 2 if arguments.bidirectional else 1
     sizes = int(time), int(batch), int(inputs), int(hidden), arguments.projection, directions

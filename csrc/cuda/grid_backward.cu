@@ -3,7 +3,8 @@
 // all units; multiply. The gradient of h on its way back never leaves the block that needs it.
 //
 // Cost a step: one barrier between blocks; for every 16 rows of a part, 16 G H gradients read from the second-level
-// cache and units x G x H weights from shared memory by each block.
+// cache and units x G x H weights from shared memory by each block. On sm_90a a thread has 136 to 204 registers, none
+// spilled.
 #include "deferred.cuh"
 #include "grid.cuh"
 

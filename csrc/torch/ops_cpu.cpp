@@ -61,6 +61,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(const Lay
     BackwardParams p{};
     layer.fill(p);
     check_shape("reserve", reserve, {s.directions, s.rows, saved_values(layer.cell), padded_units(s.hidden)});
+    layer.check_kind("reserve", reserve, layer.stored == ScalarType::Double ? ScalarType::Double : ScalarType::Float);
     check(reserve.is_contiguous(), "fastrnn: reserve must be contiguous");
     p.reserve = reserve.data_ptr();
     const int64_t features = s.directions * layer.recurrent;
