@@ -146,13 +146,13 @@ def run_stack(
     if not _ops.has_kernels(x):
         if torch_has(stack.cell, stack.own):
             return _run_torch(stack, x, states, weights, batch_sizes)
-        return _run_layers(reference_layer, stack, x, states, weights, batch_sizes)
+        return run_layers(reference_layer, stack, x, states, weights, batch_sizes)
     if _ops.autocasts(x) and x.dtype != torch.float64:
         return _run_autocast(stack, x, states, weights, batch_sizes)
-    return _run_layers(layer, stack, x, states, weights, batch_sizes)
+    return run_layers(layer, stack, x, states, weights, batch_sizes)
 
 
-def _run_layers(
+def run_layers(
     run_layer: Callable[..., tuple[Tensor, ...]],
     stack: Stack,
     x: Tensor,
@@ -227,7 +227,7 @@ def _run_autocast(
     else:
         sequence, last = low, state if projected else low
     dtype = torch.promote_types(x.dtype, weights[0].dtype)
-    y, *finals, final = _run_layers(
+    y, *finals, final = run_layers(
         layer,
         stack,
         x.to(dtype),

@@ -32,7 +32,7 @@ def _are_batch_sizes(batch_sizes: Tensor, rows: int) -> bool:
     return sum(sizes) == rows and sizes[-1] > 0 and sizes == sorted(sizes, reverse=True)
 
 
-class _Layers(Base, nn.RNNBase):
+class Layers(Base, nn.RNNBase):
     """LSTM, GRU and RNN. They are no torch.nn.LSTM, GRU or RNN, because torch.compile refuses those."""
 
     def _forward(self, input: Any, hx: Any) -> Any:
@@ -89,10 +89,13 @@ class _Layers(Base, nn.RNNBase):
         except KeyError:
             return [getattr(self, name) for name in self._flat_weights_names]
 
+    def _suits(self, x: Any, weights: Sequence[Tensor]) -> bool:
+        return isinstance(x, Tensor) and is_uniform(weights) and is_alike(x, weights[0])
+
     def _takes(
         self, x: Any, batch_sizes: Tensor | None, states: Sequence[Tensor], weights: list[Tensor]
     ) -> bool:
-        if not (isinstance(x, Tensor) and is_uniform(weights) and is_alike(x, weights[0])):
+        if not self._suits(x, weights):
             return False
         shape = x.shape
         batch: tuple[int, ...] = ()
@@ -119,7 +122,10 @@ class _Layers(Base, nn.RNNBase):
         self, x: Tensor, states: Sequence[Tensor], weights: list[Tensor], batch_sizes: Tensor | None
     ) -> tuple[Tensor, ...]:
         """(y, *final_states)"""
-        stack = Stack(
+        return run_stack(self._stack(), x, states or None, weights, batch_sizes)
+
+    def _stack(self) -> Stack:
+        return Stack(
             self._cell,
             self.bias,
             self.num_layers,
@@ -129,7 +135,6 @@ class _Layers(Base, nn.RNNBase):
             self.batch_first,
             self._option_values(),
         )
-        return run_stack(stack, x, states or None, weights, batch_sizes)
 
     def flatten_parameters(self) -> None:
         """Nothing to do: the kernels read the weights where they are. It is here for code that calls it."""
@@ -137,7 +142,7 @@ class _Layers(Base, nn.RNNBase):
             super().flatten_parameters()
 
 
-class LSTM(_Layers):
+class LSTM(Layers):
     """A multi-layer LSTM: :class:`torch.nn.LSTM`, with its arguments, and an option more.
 
     Args:
@@ -199,7 +204,7 @@ class LSTM(_Layers):
         return (self.activation,)
 
 
-class GRU(_Layers):
+class GRU(Layers):
     """A multi-layer GRU: :class:`torch.nn.GRU`, with its arguments, and two options more.
 
     Args:
@@ -259,7 +264,7 @@ class GRU(_Layers):
         return (self.reset_after, self.activation)
 
 
-class RNN(_Layers):
+class RNN(Layers):
     """A multi-layer Elman network: :class:`torch.nn.RNN`, with its arguments.
 
     Args:

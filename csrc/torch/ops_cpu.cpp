@@ -15,7 +15,9 @@ namespace {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(const Layer& layer, bool training) {
     const Shape& s = layer.shape;
+    check(!(training && layer.quantized), "fastrnn: quantized weights have no gradients");
     ForwardParams p{};
+    p.format = layer.format;
     layer.fill(p);
     const Tensor y = layer.empty_sequence(s.directions * layer.recurrent), h_n = layer.empty_state(layer.recurrent);
     const Tensor c_n = layer.cell == Cell::lstm ? layer.empty_state(s.hidden) : layer.nothing();
@@ -43,10 +45,11 @@ struct Needs {
     bool x, state, weights;
 };
 
-std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(const Layer& layer, Gradients grads, Tensor y,
+std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(Layer layer, Gradients grads, Tensor y,
                                                                        const Tensor& reserve, Needs needs) {
     const Shape& s = layer.shape;
     BackwardParams p{};
+    layer.widen_weights();
     layer.fill(p);
     check_shape("reserve", reserve, {s.directions, s.rows, saved_values(layer.cell), padded_units(s.hidden)});
     check(reserve.is_contiguous(), "fastrnn: reserve must be contiguous");
