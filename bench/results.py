@@ -31,9 +31,13 @@ class Result:
 
     def ratio(self, peer: str) -> float | None:
         """The peer's time over fastrnn's: above 1 fastrnn is faster."""
-        if peer not in self.timings or SUBJECT not in self.timings:
+        return self.speedup(SUBJECT, peer)
+
+    def speedup(self, of: str, over: str) -> float | None:
+        """The time of `over` divided by the time of `of`."""
+        if of not in self.timings or over not in self.timings:
             return None
-        return self.timings[peer].median / self.timings[SUBJECT].median
+        return self.timings[over].median / self.timings[of].median
 
     def best_ratio(self, peers: Iterable[str]) -> float | None:
         """The ratio to the fastest of these peers."""

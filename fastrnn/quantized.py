@@ -21,8 +21,8 @@ _BLOCK, _QUAD = 16, 4  # of packed int8 weights, see csrc/include/fastrnn/kernel
 def quantize(module: nn.Module, weights: str = "int8") -> nn.Module:
     """A copy of module for inference in which every LSTM, GRU and RNN keeps its weights in fewer bits.
 
-    A step that reads all weights for a single row is bound by their size, so such layers gain most with batches of a few
-    rows and 512 hidden units or more. States, outputs and biases stay float32.
+    A step that reads all weights for a single row is bound by their size, so such layers gain most with a batch of one
+    and 512 hidden units or more. States, outputs and biases stay float32.
 
     - "int8": the rows of ``weight_ih`` and ``weight_hh`` become integers of -127..127 times a scale a row; inputs and
       states are rounded to 16 bits on the way, each row by a scale of its own.
@@ -56,6 +56,11 @@ def quantize(module: nn.Module, weights: str = "int8") -> nn.Module:
     return quantized
 
 
+def packed_shape(gates: int, hidden: int, length: int) -> tuple[int, ...]:
+    """The shape that a matrix [G*H, length] of int8 has for the kernels."""
+    return -(-hidden // _BLOCK), -(-length // _QUAD), gates, _BLOCK, _QUAD
+
+
 def pack_int8(w: Tensor, gates: int) -> tuple[Tensor, Tensor]:
     """w [G*H, K] as int8 [blocks of 16 units, K/4 rounded up, G, 16, 4] and the rows' scales [G*H]."""
     if not bool(w.isfinite().all()):
@@ -64,7 +69,7 @@ def pack_int8(w: Tensor, gates: int) -> tuple[Tensor, Tensor]:
     largest = w.abs().amax(1) if length else w.new_zeros(w.shape[0])
     scale = torch.where(largest > 0, largest / 127, 1.0)
     rows = (w / scale[:, None]).round().clamp(-127, 127).to(torch.int8)
-    blocks, quads = -(-hidden // _BLOCK), -(-length // _QUAD)
+    blocks, quads, *_ = packed_shape(gates, hidden, length)
     padded = rows.new_zeros(gates, blocks * _BLOCK, quads * _QUAD)
     padded[:, :hidden, :length] = rows.view(gates, hidden, length)
     return padded.view(gates, blocks, _BLOCK, quads, _QUAD).permute(1, 3, 0, 2, 4).contiguous(), scale
@@ -134,6 +139,10 @@ class _Quantized(Layers):
     def _forward(self, input: Any, hx: Any) -> Any:
         with torch.no_grad():
             return super()._forward(input, hx)
+
+    def _forward_one_layer(self, x: Tensor, hx: Any) -> tuple[Any, Any] | None:
+        # packed weights do not show the op how many inputs there are
+        return super()._forward_one_layer(x, hx) if x.shape[-1] == self.input_size else None
 
     def _suits(self, x: Any, weights: Sequence[Tensor]) -> bool:
         return isinstance(x, Tensor) and x.dtype == torch.float32 and x.is_cpu and weights[0].is_cpu

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
 from fastrnn._ops import GATES, STATES, forward_by_address
+from fastrnn.quantized import packed_shape
 
 __all__ = ["Stream"]
 
@@ -16,6 +17,7 @@ _CELLS = {"LSTM": 0, "GRU": 1, "RNN_TANH": 3, "RNN_RELU": 4}
 _GRU_RESET_BEFORE = 2
 _ACTIVATIONS = ("tanh", "softsign", "relu", "hardtanh")
 _DTYPES = {torch.float32: False, torch.float64: True}
+_FORMATS = {None: 0, "bfloat16": 1, "int8": 2}
 
 
 class Stream:
@@ -27,7 +29,8 @@ class Stream:
     recorded for a backward pass, and one stream serves one thread at a time.
 
     Args:
-        module: a layer of fastrnn or of torch.nn, not bidirectional, float32 or float64 on the CPU
+        module: a layer of fastrnn or of torch.nn, not bidirectional, float32 or float64 on the CPU; or what
+            :func:`fastrnn.quantize` made of one
         batch_size: sequences that advance together, B
 
     Example::
@@ -48,11 +51,12 @@ class Stream:
         if batch_size < 1:
             raise ValueError(f"Stream: batch_size must be positive, got {batch_size}")
         weights = [getattr(module, name).detach() for name in module._flat_weights_names]
-        first = weights[0]
+        stored = getattr(module, "weight_format", None)
+        first = weights[0] if stored is None else weights[2]  # a bias
         if first.dtype not in _DTYPES:
             raise TypeError(f"Stream: weights must be float32 or float64, got {first.dtype}")
         for weight in weights:
-            if not weight.is_cpu or weight.dtype != first.dtype or not weight.is_contiguous():
+            if not weight.is_cpu or not weight.is_contiguous() or not (stored or weight.dtype == first.dtype):
                 raise ValueError("Stream: all weights must be contiguous, on the CPU and of one dtype")
         cell = "lstm" if module.mode == "LSTM" else "gru" if module.mode == "GRU" else "rnn"
         self.batch_size = batch_size
@@ -64,7 +68,7 @@ class Stream:
             self._states = [first.new_zeros(module.num_layers, batch_size, size) for size in sizes]
             self._outputs = [first.new_zeros(batch_size, recurrent) for _ in range(module.num_layers)]
         self._weights = weights  # keeps their memory
-        self._calls = _calls(module, cell, weights, batch_size, self._states, self._outputs)
+        self._calls = _calls(module, cell, stored, weights, batch_size, self._states, self._outputs)
 
     def step(self, x: Tensor) -> Tensor:
         """The output of one time step.
@@ -120,6 +124,7 @@ class Stream:
 def _calls(
     module: nn.RNNBase,
     cell: str,
+    stored: str | None,
     weights: list[Tensor],
     batch_size: int,
     states: list[Tensor],
@@ -134,14 +139,16 @@ def _calls(
     count = len(weights) // module.num_layers
     for index in range(module.num_layers):
         layer = weights[index * count : (index + 1) * count]
-        _check(layer, GATES[cell], module, index)
+        input_size = module.input_size if index == 0 else module.proj_size or module.hidden_size
+        _check(layer, GATES[cell], stored, module, input_size, index)
         before = (
             code,
             activation,
-            _DTYPES[weights[0].dtype],
+            _DTYPES[outputs[0].dtype],
+            _FORMATS[stored],
             1,
             batch_size,
-            layer[0].shape[1],
+            input_size,
             module.hidden_size,
             module.proj_size,
             False,
@@ -149,23 +156,27 @@ def _calls(
         h, c = states[0][index].data_ptr(), states[-1][index].data_ptr() if len(states) > 1 else 0
         y = outputs[index].data_ptr()
         addresses = [w.data_ptr() for w in layer]
+        scales = [addresses.pop(-2), addresses.pop()] if stored == "int8" else [0, 0]
         w_hr = addresses.pop() if module.proj_size else 0
         biases = addresses[2:] or [0, 0]
-        calls.append((before, (h, c, y, h, c, *addresses[:2], *biases, w_hr), y))
+        calls.append((before, (h, c, y, h, c, *addresses[:2], *biases, w_hr, *scales), y))
     return calls
 
 
-def _check(layer: Sequence[Tensor], gates: int, module: nn.RNNBase, index: int) -> None:
-    recurrent = module.proj_size or module.hidden_size
+def _check(
+    layer: Sequence[Tensor], gates: int, stored: str | None, module: nn.RNNBase, input_size: int, index: int
+) -> None:
     rows = gates * module.hidden_size
     expected: list[tuple[int, ...]] = [
-        (rows, recurrent if index else module.input_size),
-        (rows, recurrent),
+        packed_shape(gates, module.hidden_size, length) if stored == "int8" else (rows, length)
+        for length in (input_size, module.proj_size or module.hidden_size)
     ]
     if module.bias:
         expected += [(rows,), (rows,)]
     if module.proj_size:
         expected.append((module.proj_size, module.hidden_size))
+    if stored == "int8":
+        expected += [(rows,), (rows,)]
     found = [tuple(w.shape) for w in layer]
     if found != expected:
         raise ValueError(f"Stream: the weights of layer {index} have shapes {found}, not {expected}")

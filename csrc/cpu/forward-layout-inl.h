@@ -10,7 +10,7 @@ constexpr int64_t kChunkBytes = 256 * 1024;  // preactivations of a chunk, a thr
 constexpr int64_t kUnpackedRows = 8;         // up to here reading the weights as they lie beats packing them
 // and so does it for so few rows a step, below so many steps; many more where two copies crowd the caches
 constexpr int64_t kUnpackedBatch = 2, kUnpackedSteps = 48, kUnpackedStepsFar = 256, kFarBytes = 6 << 20;
-constexpr int64_t kUnpackedBfloat16 = 4;  // for weights that panels would widen, at any number of steps
+constexpr int64_t kUnpackedBfloat16 = 2;  // for weights that panels would widen, at any number of steps
 
 template <class T, class C>
 struct ForwardLayout {
