@@ -190,20 +190,25 @@ FASTRNN_NOINLINE void multiply_wide_quads(const RoundedRow* const* a, const int8
 #define FASTRNN_VNNI __attribute__((target("avx512vnni")))
 constexpr int64_t kVnniQuads = 1 << 14;  // 4 * 255 * 128 * 2^14 just fits 32 bits
 
+FASTRNN_VNNI FASTRNN_INLINE Vec<float>::Mask add_byte_products(Vec<float>::Mask sum, __m512i w, __m512i a) {
+    return reinterpret_cast<Vec<float>::Mask>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), w, a));
+}
+
 // the same from the two digits of a: the instruction takes weights without a sign, w + 128, so sums begin with
 // -128 * (the sum of a)
 template <int Rows, int Vectors>
 FASTRNN_VNNI FASTRNN_NOINLINE void multiply_byte_quads(const RoundedRow* const* a, const int8_t* const* w,
                                                        int64_t stride, int64_t quads, Vec<float> (*sums)[4]) {
     using V = Vec<float>;
+    using Int = V::Mask;
     const __m512i sign = _mm512_set1_epi8(static_cast<char>(0x80));
-    __m512i high[Rows][Vectors], low[Rows][Vectors];
+    Int high[Rows][Vectors], low[Rows][Vectors];
 #pragma GCC unroll 4
     for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 4
         for (int v = 0; v < Vectors; ++v) {
-            high[r][v] = _mm512_set1_epi32(-128 * a[r]->high_sum);
-            low[r][v] = _mm512_set1_epi32(-128 * a[r]->low_sum);
+            high[r][v] = Int{} - 128 * a[r]->high_sum;
+            low[r][v] = Int{} - 128 * a[r]->low_sum;
         }
     }
     const int8_t *upper[Rows], *lower[Rows];
@@ -224,8 +229,8 @@ FASTRNN_VNNI FASTRNN_NOINLINE void multiply_byte_quads(const RoundedRow* const* 
             const __m512i four_lower = _mm512_set1_epi32(load_quad(lower[r] + k * kQuad));
 #pragma GCC unroll 4
             for (int v = 0; v < Vectors; ++v) {
-                high[r][v] = _mm512_dpbusd_epi32(high[r][v], weights[v], four_upper);
-                low[r][v] = _mm512_dpbusd_epi32(low[r][v], weights[v], four_lower);
+                high[r][v] = add_byte_products(high[r][v], weights[v], four_upper);
+                low[r][v] = add_byte_products(low[r][v], weights[v], four_lower);
             }
         }
     }
@@ -233,7 +238,8 @@ FASTRNN_VNNI FASTRNN_NOINLINE void multiply_byte_quads(const RoundedRow* const* 
     for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 4
         for (int v = 0; v < Vectors; ++v) {
-            sums[r][v] = fma(V{_mm512_cvtepi32_ps(high[r][v])}, V{256.0f}, V{_mm512_cvtepi32_ps(low[r][v])});
+            sums[r][v] = fma(V{__builtin_convertvector(high[r][v], V::Raw)}, V{256.0f},
+                             V{__builtin_convertvector(low[r][v], V::Raw)});
         }
     }
 }

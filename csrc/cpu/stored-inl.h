@@ -59,11 +59,19 @@ struct Matrix {
 constexpr int64_t kBfloat16Vector = 2 * Vec<float>::kLanes;
 
 FASTRNN_NOINLINE inline void split_row(const float* row, int64_t length, float* out) {
-    constexpr int64_t kLanes = Vec<float>::kLanes;
+    using V = Vec<float>;
+    V::Mask even, odd;
+    for (int l = 0; l < V::kLanes; ++l) {
+        even[l] = 2 * l;
+        odd[l] = 2 * l + 1;
+    }
+    const auto load = [&](int64_t k) {
+        return k + V::kLanes <= length ? V::load(row + k) : k < length ? load_partial(row + k, length - k) : V{0.0f};
+    };
     for (int64_t k = 0; k < length; k += kBfloat16Vector) {
-        for (int64_t i = 0; i < kBfloat16Vector; ++i) {
-            out[k + i % 2 * kLanes + i / 2] = k + i < length ? row[k + i] : 0.0f;
-        }
+        const V first = load(k), second = load(k + V::kLanes);
+        V{__builtin_shuffle(first.raw, second.raw, even)}.store(out + k);
+        V{__builtin_shuffle(first.raw, second.raw, odd)}.store(out + k + V::kLanes);
     }
 }
 
