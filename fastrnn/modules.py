@@ -35,6 +35,16 @@ def _are_batch_sizes(batch_sizes: Tensor, rows: int) -> bool:
 class Layers(Base, nn.RNNBase):
     """LSTM, GRU and RNN. They are no torch.nn.LSTM, GRU or RNN, because torch.compile refuses those."""
 
+    recompute: bool = False
+
+    def __init__(self, *args: Any, recompute: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if recompute:
+            self.recompute = True
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (", recompute=True" if self.recompute else "")
+
     def _forward(self, input: Any, hx: Any) -> Any:
         if (
             self.num_layers == 1
@@ -76,7 +86,9 @@ class Layers(Base, nn.RNNBase):
             return None
         options = (self.bias, self.batch_first, self.bidirectional, *self._option_values())
         try:
-            y, *final = layer(self._cell, x, states or NO_STATES[self._cell], self._weights(), None, options)
+            y, *final = layer(
+                self._cell, x, states or NO_STATES[self._cell], self._weights(), None, options, self.recompute
+            )
         except (RuntimeError, TypeError, AttributeError):
             return None
         return y, final[0] if len(final) == 1 else tuple(final)
@@ -134,6 +146,7 @@ class Layers(Base, nn.RNNBase):
             self.bidirectional,
             self.batch_first,
             self._option_values(),
+            self.recompute,
         )
 
     def flatten_parameters(self) -> None:
@@ -143,12 +156,14 @@ class Layers(Base, nn.RNNBase):
 
 
 class LSTM(Layers):
-    """A multi-layer LSTM: :class:`torch.nn.LSTM`, with its arguments, and an option more.
+    """A multi-layer LSTM: :class:`torch.nn.LSTM`, with its arguments, and two options more.
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype:
             as in :class:`torch.nn.LSTM`
         activation: "tanh", "softsign", "relu" or "hardtanh", for the candidate g and the output, h = o * act(c)
+        recompute: keep no activations for the backward pass but the outputs; it computes the others again, a piece of
+            the sequence at a time (a bidirectional layer's at once)
 
     Shape:
         - input: [T, B, I], [B, T, I] if batch_first, [T, I], or a PackedSequence
@@ -182,6 +197,7 @@ class LSTM(Layers):
         dtype: torch.dtype | None = None,
         *,
         activation: str = "tanh",
+        recompute: bool = False,
     ) -> None: ...
     @overload
     def __init__(self, *args: Any, activation: str = "tanh", **kwargs: Any) -> None: ...
@@ -205,7 +221,7 @@ class LSTM(Layers):
 
 
 class GRU(Layers):
-    """A multi-layer GRU: :class:`torch.nn.GRU`, with its arguments, and two options more.
+    """A multi-layer GRU: :class:`torch.nn.GRU`, with its arguments, and three options more.
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype:
@@ -213,6 +229,7 @@ class GRU(Layers):
         reset_after: the reset gate acts on the recurrent product, as in torch.nn; False: on h before the product, as
             in Cho et al. 2014, Keras's ``reset_after=False`` and ONNX's ``linear_before_reset=0``
         activation: "tanh", "softsign", "relu" or "hardtanh", for the candidate n
+        recompute: as in :class:`LSTM`
 
     Shape:
         - input: [T, B, I], [B, T, I] if batch_first, [T, I], or a PackedSequence
@@ -242,6 +259,7 @@ class GRU(Layers):
         *,
         reset_after: bool = True,
         activation: str = "tanh",
+        recompute: bool = False,
     ) -> None: ...
     @overload
     def __init__(
@@ -265,11 +283,12 @@ class GRU(Layers):
 
 
 class RNN(Layers):
-    """A multi-layer Elman network: :class:`torch.nn.RNN`, with its arguments.
+    """A multi-layer Elman network: :class:`torch.nn.RNN`, with its arguments, and an option more.
 
     Args:
         input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional, device, dtype:
             as in :class:`torch.nn.RNN`
+        recompute: as in :class:`LSTM`
 
     Shape:
         - input: [T, B, I], [B, T, I] if batch_first, [T, I], or a PackedSequence
@@ -293,6 +312,8 @@ class RNN(Layers):
         bidirectional: bool = False,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        *,
+        recompute: bool = False,
     ) -> None: ...
     @overload
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
