@@ -51,7 +51,7 @@ class _Cell(Base, nn.RNNCellBase):
     def _forward_step(self, x: Tensor, hx: Any) -> Any:
         """What the op, whose own checks take no time, makes of the arguments; None where it refuses them."""
         states, weights = self._states(hx), self._weights()
-        if states is None:
+        if states is None or weights[0].dtype != x.dtype:
             return None
         options = (len(weights) > 2, False, False, *self._option_values())
         try:

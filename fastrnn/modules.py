@@ -81,13 +81,13 @@ class Layers(Base, nn.RNNBase):
 
     def _forward_one_layer(self, x: Tensor, hx: Any) -> tuple[Any, Any] | None:
         """What the op, whose own checks take no time, makes of the arguments; None where it refuses them."""
-        states = self._states(hx)
-        if states is None:
+        states, weights = self._states(hx), self._weights()
+        if states is None or weights[0].dtype != x.dtype:
             return None
         options = (self.bias, self.batch_first, self.bidirectional, *self._option_values())
         try:
             y, *final = layer(
-                self._cell, x, states or NO_STATES[self._cell], self._weights(), None, options, self.recompute
+                self._cell, x, states or NO_STATES[self._cell], weights, None, options, self.recompute
             )
         except (RuntimeError, TypeError, AttributeError):
             return None

@@ -14,7 +14,7 @@ from fastrnn.modules import GRU, LSTM, RNN, Layers
 
 __all__ = ["QuantizedGRU", "QuantizedLSTM", "QuantizedRNN", "quantize"]
 
-FORMATS = ("int8", "bfloat16")
+_DTYPES = {"int8": torch.int8, "bfloat16": torch.bfloat16}
 _BLOCK, _QUAD = 16, 4  # of packed int8 weights, see csrc/include/fastrnn/kernels.h
 
 
@@ -25,7 +25,7 @@ def quantize(module: nn.Module, weights: str = "int8") -> nn.Module:
     and 512 hidden units or more. States, outputs and biases stay float32.
 
     - "int8": the rows of ``weight_ih`` and ``weight_hh`` become integers of -127..127 times a scale a row; inputs and
-      states are rounded to 16 bits on the way, each row by a scale of its own.
+      states are rounded to 16 bits on the way, each row by a scale of its own. A row that holds an infinity makes NaN.
     - "bfloat16": the weights are rounded to bfloat16; all arithmetic is float32.
 
     No gradients flow through the new layers. Their ``state_dict`` is loaded into what ``quantize`` makes of a module of
@@ -39,8 +39,8 @@ def quantize(module: nn.Module, weights: str = "int8") -> nn.Module:
         ValueError: an unknown format; a module without such layers; weights that are not finite
         TypeError: weights that are not float32
     """
-    if weights not in FORMATS:
-        known = ", ".join(f"'{name}'" for name in FORMATS)
+    if weights not in _DTYPES:
+        known = ", ".join(f"'{name}'" for name in _DTYPES)
         raise ValueError(f"Unknown weights '{weights}'. Select from {known}.")
     made: dict[nn.Module, nn.Module] = {}
     for name, found in module.named_modules():
@@ -141,11 +141,16 @@ class _Quantized(Layers):
             return super()._forward(input, hx)
 
     def _forward_one_layer(self, x: Tensor, hx: Any) -> tuple[Any, Any] | None:
-        # packed weights do not show the op how many inputs there are
-        return super()._forward_one_layer(x, hx) if x.shape[-1] == self.input_size else None
+        return None  # the op can check neither the size of x nor the dtype of the weights
 
     def _suits(self, x: Any, weights: Sequence[Tensor]) -> bool:
-        return isinstance(x, Tensor) and x.dtype == torch.float32 and x.is_cpu and weights[0].is_cpu
+        return (
+            isinstance(x, Tensor)
+            and x.dtype == weights[2].dtype == torch.float32
+            and weights[0].dtype == _DTYPES[self.weight_format]
+            and x.is_cpu
+            and all(weight.is_cpu for weight in weights)
+        )
 
     def _run(
         self, x: Tensor, states: Sequence[Tensor], weights: list[Tensor], batch_sizes: Tensor | None

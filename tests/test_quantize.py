@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
+import fastrnn._ops
 from fastrnn.quantized import pack_int8, packed_shape, unpack_int8
 
 LAYERS = {
@@ -261,3 +262,26 @@ def test_op(weights):
     torch.library.opcheck(torch.ops.fastrnn.lstm_forward.default, arguments, test_utils=tests)
     with pytest.raises(RuntimeError, match="quantized weights have no gradients"):
         torch.ops.fastrnn.lstm_forward(*arguments[:-1], True)
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "generic"])
+@pytest.mark.parametrize("length", [640, 4100, 70000])
+def test_products_of_one_sign_do_not_overflow(isa, length):
+    if isa not in fastrnn._ops.supported_isas():
+        pytest.skip(f"this CPU has no {isa}")
+    torch.ops.fastrnn.force_isa(isa)
+    module = fastrnn.RNN(length, 3, nonlinearity="relu")
+    with torch.no_grad():
+        module.weight_ih_l0.fill_(1 / length)
+    quantized = fastrnn.quantize(module)
+    for x in (torch.ones(2, 1, length), -torch.ones(2, 1, length)):
+        assert_stands_for(quantized, x, None, x.double(), None, "int8")
+
+
+def test_a_quantized_layer_that_was_cast_still_takes_float32():
+    x = torch.randn(4, 3, 5)
+    for weights in FORMATS:
+        quantized = fastrnn.quantize(make("gru", 5, 19), weights)
+        expected = quantized(x)[0]
+        for cast in (quantized.double(), quantized.half()):
+            torch.testing.assert_close(cast(x)[0], expected, rtol=1e-2, atol=1e-2)

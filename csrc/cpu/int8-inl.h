@@ -138,7 +138,7 @@ FASTRNN_NOINLINE void multiply_wide_quads(const RoundedRow* const* a, const int8
     using V = Vec<float>;
     using Int = V::Mask;
     constexpr int kLanes = V::kLanes;
-    constexpr int64_t kChain = 256;  // 2 * 127 * 32767 * 256 still fits 32 bits
+    constexpr int64_t kChain = 128;  // both sums of a unit together, 4 * 127 * 32639 * 128, still fit 32 bits
     typedef int8_t Narrow __attribute__((vector_size(FASTRNN_VECTOR_BYTES / 2)));
     typedef int64_t Quads __attribute__((vector_size(FASTRNN_VECTOR_BYTES)));
     Int even, odd;  // lanes of the sums of k, k + 1 and of k + 2, k + 3 of each unit

@@ -4,7 +4,9 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <exception>
 #include <new>
+#include <string>
 
 #include "fastrnn/kernels.h"
 #include "workspace.h"
@@ -55,6 +57,7 @@ PyObject* direct_forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
     p.weights[0].scale_ih = static_cast<const float*>(address(21));
     p.weights[0].scale_hh = static_cast<const float*>(address(22));
     p.threads = static_cast<int>(value[23]);
+    std::string failure;
     bool allocated = true;
     Py_BEGIN_ALLOW_THREADS;
     try {
@@ -63,9 +66,15 @@ PyObject* direct_forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
         forward(p);
     } catch (const std::bad_alloc&) {
         allocated = false;
+    } catch (const std::exception& error) {
+        failure = error.what();
     }
     Py_END_ALLOW_THREADS;
     if (!allocated) return PyErr_NoMemory();
+    if (!failure.empty()) {
+        PyErr_SetString(PyExc_RuntimeError, failure.c_str());
+        return nullptr;
+    }
     Py_INCREF(Py_None);
     return Py_None;
 }

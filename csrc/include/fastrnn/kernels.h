@@ -100,7 +100,7 @@ struct ForwardParams {
     int64_t x_stride_time, x_stride_batch;
     const void* h0;  // [D, B, R], or null for zeros
     const void* c0;  // [D, B, H], or null for zeros; LSTM only
-    void* y;         // [T, B, D*R] or [N, D*R]; direction d writes features d*R .. (d+1)*R
+    void* y;         // [T, B, D*R] or [N, D*R]; direction d writes features d*R .. (d+1)*R; shares no memory with x
     int64_t y_stride_time, y_stride_batch;
     void* h_n;        // [D, B, R]; may be h0 where T = 1
     void* c_n;        // [D, B, H]; LSTM only; may be c0 where T = 1
