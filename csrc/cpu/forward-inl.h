@@ -28,7 +28,6 @@ class ForwardPass : ForwardLayout<T, C> {
     using typename Layout::Buffers;
     static constexpr int64_t kLanes = V::kLanes;
     static constexpr int kStored = C::kSaved > C::kSlots ? C::kSaved : C::kSlots;
-    static constexpr int kBarriers = C::kResetBefore ? 2 : 1;
 
    public:
     static size_t workspace_bytes(const ForwardParams& params) {
@@ -44,6 +43,14 @@ class ForwardPass : ForwardLayout<T, C> {
         run_team(pass.threads_, [&pass](int thread, int threads) { pass.work(thread, threads); });
     }
 
+    static Plan plan(const ForwardParams& params) {
+        const ForwardPass pass(params, nullptr);
+        const int threads = threads_of_first(params.shape.directions, pass.threads_);
+        const Schedule schedule =
+            choose_schedule(params.shape, C::kGates, kTile, pass.weight_size_, pass.barriers(), threads);
+        return {pass.threads_, schedule.batch_parts, schedule.unit_parts, schedule.seconds};
+    }
+
    private:
     using Layout::Layout;
 
@@ -53,9 +60,10 @@ class ForwardPass : ForwardLayout<T, C> {
         T* prepared;  // rows of x or h as weights of fewer bits meet them
     };
 
+    int barriers() const { return (C::kResetBefore ? 2 : 1) + (s_.projection ? 1 : 0); }  // a step
+
     void work(int thread, int threads) {
-        Place place = find_place(s_, C::kGates, kTile, weight_size_, kBarriers + (s_.projection ? 1 : 0), flags_,
-                                 threads, thread);
+        Place place = find_place(s_, C::kGates, kTile, weight_size_, barriers(), flags_, threads, thread);
         for (int d = place.first_direction; d <= place.last_direction; ++d) {
             prepare(d, place);
             const Scratch scratch{tiles_ + thread * tile_size(), prepared_ + thread * prepared_rows_ * prepared_size_};

@@ -135,8 +135,17 @@ struct BackwardParams {
     int threads;
 };
 
+// How forward() spreads a layer over threads; the pointers in its params are not looked at.
+struct Plan {
+    int threads;      // that work at once
+    int batch_parts;  // of one direction: parts of the rows, and
+    int unit_parts;   // of the hidden units, where each step ends with a barrier
+    double seconds;   // of one direction's steps, by the cost model that chose them
+};
+
 size_t forward_workspace_bytes(const ForwardParams& params);
 size_t backward_workspace_bytes(const BackwardParams& params);
+Plan plan_forward(const ForwardParams& params);
 void forward(const ForwardParams& params);
 void backward(const BackwardParams& params);
 
