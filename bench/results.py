@@ -71,10 +71,7 @@ class Run:
             entry["ratios"] = {peer: result.ratio(peer) for peer in result.timings if peer != SUBJECT}
             entry["fraction_of_limit"] = result.fraction
         data["geometric_means"] = geometric_means(self)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(path.name + ".part")
-        unfinished.write_text(json.dumps(data, indent=1) + "\n")
-        os.replace(unfinished, path)
+        write_json(path, data)
 
     @classmethod
     def load(cls, path: Path, *more: Path) -> Run:
@@ -95,6 +92,14 @@ class Run:
             entry["timings"] = {peer: Timing(**timing) for peer, timing in entry["timings"].items()}
             results.append(Result(**{key: entry[key] for key in Result.__dataclass_fields__}))
         return cls(data["machine"], data["settings"], data["limits"], data["peers"], results)
+
+
+def write_json(path: Path, data: object) -> None:
+    """All of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(json.dumps(data, indent=1) + "\n")
+    os.replace(unfinished, path)
 
 
 def geometric_mean(values: Iterable[float | None]) -> float | None:
