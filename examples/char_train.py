@@ -120,7 +120,7 @@ def _train(args: argparse.Namespace, rank: int, count: int) -> None:
         state = _as_state(saved["states"][rank])
         step, losses = saved["step"], saved["losses"]
         if rank == 0:
-            console.print(f"going on from step {step} of {args.checkpoint}", highlight=False)
+            console.print(f"going on from step {step} of {args.checkpoint}", highlight=False, soft_wrap=True)
     train_ids, validation_ids = read_corpus(settings["characters"])
     chunks = batches(train_ids, args.batch, args.time_steps)[..., rank::count]
     trained = DistributedDataParallel(model) if count > 1 else model
@@ -162,7 +162,7 @@ def _train(args: argparse.Namespace, rank: int, count: int) -> None:
         equal = _same_everywhere(model, count)
         if rank == 0:
             word = "equal" if equal else "DIFFERENT"
-            console.print(f"parameters are {word} in all {count} processes", highlight=False)
+            console.print(f"parameters are {word} in all {count} processes", highlight=False, soft_wrap=True)
         if not equal:
             raise InputError("the processes went apart")
     if rank == 0:
@@ -170,6 +170,7 @@ def _train(args: argparse.Namespace, rank: int, count: int) -> None:
         console.print(
             f"step {step}: training {losses[-1]:.4f}, validation {score:.4f} bits per character; {args.checkpoint}",
             highlight=False,
+            soft_wrap=True,
         )
 
 
