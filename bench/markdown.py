@@ -40,6 +40,7 @@ def machine_line(run: Run) -> str:
 
 def means_table(run: Run) -> str:
     """One row a mode and cell: the geometric mean of the ratio to each peer."""
+    run = run.in_float32()
     others = run.others()
     means = geometric_means(run)
     rows = [

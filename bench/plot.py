@@ -50,7 +50,7 @@ def draw(run: Run, folder: Path, stem: str) -> list[Path]:
                 _draw_group(run, group, f"{cell}, {mode}", pictures[-1])
         if any(SUBJECT in result.timings for result in run.results):
             pictures.append(folder / f"{stem}-means.png")
-            _draw_means(run, pictures[-1])
+            _draw_means(run.in_float32(), pictures[-1])
     return pictures
 
 

@@ -6,10 +6,11 @@ import json
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from bench.cases import MODES
 from bench.peers import SUBJECT
 from bench.timing import Timing
 
@@ -64,6 +65,10 @@ class Run:
         """The peers that were timed at least once, the subject's own variants left out."""
         timed = {peer for result in self.results for peer in result.timings}
         return [peer for peer in self.peers if peer in timed and not peer.startswith(SUBJECT)]
+
+    def in_float32(self) -> Run:
+        """Without the quantized mode, whose peers are no match for float32 but for fastrnn's own quantized layers."""
+        return replace(self, results=[r for r in self.results if not MODES[r.mode].quantized])
 
     def save(self, path: Path) -> None:
         data = asdict(self)
