@@ -75,7 +75,7 @@ struct ForwardLayout {
             b.reset_h = arena_.take<T>(C::kResetBefore ? s_.batch * hidden_padded_ : 0);
             b.slots = arena_.take<T>(keeps_slots_ ? 0 : chunk_ * s_.batch * C::kSlots * hidden_padded_);
         }
-        const bool prepares = buffers_[0].hh.prepares() || (buffers_[0].ih.prepares() && !packs_tiles_);
+        const bool prepares = p_.format != WeightFormat::plain && (!packs_h || !(packs_x || packs_tiles_));
         const int64_t block = s_.rows < kRowBlock ? s_.rows : kRowBlock;
         prepared_rows_ = !prepares ? 0 : s_.batch > block ? s_.batch : block;
         prepared_size_ =
