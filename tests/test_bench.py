@@ -1,6 +1,7 @@
 """The bench suite: its cases, its limits, its peers' agreement, and one whole quick run."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ pytest.importorskip("rich")
 
 from bench import busy, markdown, scaling, sweep
 from bench.cases import CELLS, MODES, REGISTRY, Case, choose
-from bench.limits import Constants, limit_of
+from bench.limits import Constants, limit_of, measure
 from bench.peers import PEERS, Settings, Unsupported
 from bench.problem import make_problem
 from bench.results import Result, Run, geometric_means
@@ -61,6 +62,13 @@ def test_limit_by_hand():
     limit = limit_of(make_problem(case_of("gru-T10-B64-I32-H64"), MODES["infer"]), CONSTANTS)
     assert limit.bound == "arithmetic"
     assert limit.seconds == pytest.approx(2 * 10 * 64 * 3 * 64 * (64 + 32) / 2e11)
+
+
+def test_measuring_the_machine_leaves_its_arithmetic_alone():
+    """A shared library that is linked with -ffast-math turns denormal numbers off for the whole process."""
+    constants = measure(threads=1, quick=True)
+    assert constants.measured and constants.peak > 0
+    assert math.nextafter(0.0, 1.0) * 1.0 > 0.0
 
 
 @pytest.mark.parametrize("mode", MODES)
