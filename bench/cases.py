@@ -23,6 +23,11 @@ class Mode:
     training: bool = False
     ragged: bool = False
     stream: bool = False
+    quantized: bool = False
+
+    @property
+    def plain(self) -> bool:
+        return not (self.training or self.ragged or self.stream or self.quantized)
 
 
 MODES = {
@@ -37,6 +42,7 @@ MODES = {
             "packed-train", "forward and backward over random lengths of mean T/2", training=True, ragged=True
         ),
         Mode("stream", "one time step a call, the state carried from call to call", stream=True),
+        Mode("quantized", "forward of one sequence with weights of fewer bits", quantized=True),
     )
 }
 
@@ -76,6 +82,8 @@ class Case:
         """Whether the mode says anything about this case: there is nothing to pack in a batch of one."""
         if mode.stream:
             return self.time == 1 and self.layers == 1 and not self.bidirectional
+        if mode.quantized:
+            return self.batch == 1 and self.hidden >= 512 and self.layers == 1
         if mode.ragged:
             return self.time > 1 and self.batch > 1
         return not mode.training or self.time > 1

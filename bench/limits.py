@@ -102,7 +102,7 @@ def _load_probe(folder: Path) -> ctypes.CDLL | None:
         return None
     library = folder / "probe.so"
     source = Path(__file__).with_name("probe.cpp")
-    flags = ["-O3", "-march=native", "-ffast-math", "-std=c++17", "-shared", "-fPIC", "-pthread", "-w"]
+    flags = ["-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread", "-w"]
     built = subprocess.run(
         [compiler, *flags, str(source), "-o", str(library)], capture_output=True, check=False
     )

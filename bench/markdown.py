@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from bench.peers import SUBJECT
@@ -19,7 +19,7 @@ from bench.results import Run, geometric_means
 from bench.targets import verdicts
 
 
-def _table(header: list[str], rows: Iterable[list[str]], left: int = 1) -> str:
+def table(header: list[str], rows: Iterable[list[str]], left: int = 1) -> str:
     rule = ["---"] * left + ["---:"] * (len(header) - left)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, rule, *rows])
 
@@ -40,6 +40,7 @@ def machine_line(run: Run) -> str:
 
 def means_table(run: Run) -> str:
     """One row a mode and cell: the geometric mean of the ratio to each peer."""
+    run = run.in_float32()
     others = run.others()
     means = geometric_means(run)
     rows = [
@@ -47,7 +48,7 @@ def means_table(run: Run) -> str:
         for mode, cells in means.items()
         for cell, row in cells.items()
     ]
-    return f"{machine_line(run)}\n\n" + _table(["mode", "cell", *others, "best of them"], rows, left=2)
+    return f"{machine_line(run)}\n\n" + table(["mode", "cell", *others, "best of them"], rows, left=2)
 
 
 def case_tables(run: Run) -> str:
@@ -66,28 +67,33 @@ def case_tables(run: Run) -> str:
             ]
             for result in group
         ]
-        parts.append(f"### {mode}\n\n" + _table(["case", SUBJECT, *others, "limit", "of limit"], rows))
+        parts.append(f"### {mode}\n\n" + table(["case", SUBJECT, *others, "limit", "of limit"], rows))
     rows = [
         [line.what, f"{line.aim:.2f}", _number(line.value), "met" if line.met else "missed", line.where]
         for line in verdicts(run)
     ]
-    parts.append("### Targets\n\n" + _table(["target", "aim", "found", "", "least at"], rows))
+    parts.append("### Targets\n\n" + table(["target", "aim", "found", "", "least at"], rows))
     return "\n\n".join(parts)
 
 
-def write_into(page: Path, run: Run) -> bool:
-    """Fills the page's marked places; False where it has none."""
+def fill(page: Path, places: dict[str, Callable[[], str]]) -> bool:
+    """Fills the places of these names that the page has marks for; False where it has none."""
     text = before = page.read_text()
     found = False
-    for name, make in (("bench", means_table), ("results", case_tables)):
+    for name, make in places.items():
         place = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
         if place.search(text):
             found = True
-            table = make(run)
-            text = place.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)  # type: ignore[misc]
+            filling = make()
+            text = place.sub(lambda match, filling=filling: f"{match[1]}{filling}\n{match[2]}", text)  # type: ignore[misc]
     if text != before:
         page.write_text(text)
     return found
+
+
+def write_into(page: Path, run: Run) -> bool:
+    """Puts the run's tables into the page; False where it has no place for them."""
+    return fill(page, {"bench": lambda: means_table(run), "results": lambda: case_tables(run)})
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -113,6 +114,69 @@ def _build_fastrnn_stream(problem: Problem, _: Settings) -> Runner:
     return Runner(call, lambda result: outputs_of(result, problem), torch_context(problem))
 
 
+def _build_fastrnn_serial(problem: Problem, _: Settings) -> Runner:
+    case = problem.case
+    if not case.bidirectional:
+        raise Unsupported("it has one direction")
+    fastrnn = importlib.import_module("fastrnn")
+    layers = []
+    for index, inputs in enumerate(case.layer_inputs()):
+        pair = []
+        for weights in problem.layer_weights(index):
+            module = getattr(fastrnn, case.cell.upper())(inputs, case.hidden)
+            module.load_state_dict(dict(zip(module.state_dict(), weights, strict=True)))
+            pair.append(module)
+        layers.append(pair)
+
+    def call() -> Any:
+        y, states = problem.x, []
+        for forwards, backwards in layers:
+            first, h = forwards(y)
+            second, h_reverse = backwards(y.flip(0))
+            y = torch.cat([first, second.flip(0)], 2)
+            states += [h, h_reverse]
+        if len(problem.state) == 1:
+            return y, torch.cat(states)
+        return y, tuple(torch.cat(parts) for parts in zip(*states, strict=True))
+
+    return Runner(call, lambda result: outputs_of(result, problem), torch_context(problem))
+
+
+def _build_fastrnn_quantized(weights: str) -> Callable[[Problem, Settings], Runner]:
+    def build(problem: Problem, _: Settings) -> Runner:
+        fastrnn = importlib.import_module("fastrnn")
+        return _torch_runner(fastrnn.quantize(_fastrnn_module(problem), weights), problem)
+
+    return build
+
+
+def _build_torch_bfloat16(problem: Problem, _: Settings) -> Runner:
+    module = make_module(TORCH_MODULES[problem.case.cell], problem).bfloat16()
+    return Runner(
+        torch_step(module, problem, torch.bfloat16),
+        lambda result: outputs_of(result, problem),
+        torch_context(problem),
+    )
+
+
+def _build_torch_int8(problem: Problem, _: Settings) -> Runner:
+    import torch.ao.quantization as quantization
+
+    kind = TORCH_MODULES[problem.case.cell]
+    if problem.case.cell == "rnn":
+        raise Unsupported("torch.ao quantizes no RNN")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated
+        model = quantization.quantize_dynamic(torch.nn.Sequential(make_module(kind, problem)), {kind})
+    module = model[0]
+    x = problem.x
+
+    def call() -> Any:
+        return module(x)
+
+    return Runner(call, lambda result: outputs_of(result, problem), torch.no_grad)
+
+
 def _build_torch(problem: Problem, _: Settings) -> Runner:
     return _torch_runner(make_module(TORCH_MODULES[problem.case.cell], problem), problem)
 
@@ -140,6 +204,12 @@ def _build_onnxruntime(problem: Problem, settings: Settings) -> Runner:
     from bench.peers_onnx import build_onnxruntime
 
     return build_onnxruntime(problem, settings)
+
+
+def _build_onnxruntime_int8(problem: Problem, settings: Settings) -> Runner:
+    from bench.peers_onnx import build_onnxruntime_int8
+
+    return build_onnxruntime_int8(problem, settings)
 
 
 def _build_openvino(problem: Problem, settings: Settings) -> Runner:
@@ -175,9 +245,51 @@ PEERS = {
             _build_fastrnn_stream,
             only="stream",
         ),
+        Peer(
+            "fastrnn-serial",
+            "bidirectional cases: one direction after the other, each on all threads",
+            ("fastrnn",),
+            _build_fastrnn_serial,
+            only="plain",
+        ),
+        Peer(
+            "fastrnn-bfloat16",
+            "quantized mode: fastrnn.quantize",
+            ("fastrnn",),
+            _build_fastrnn_quantized("bfloat16"),
+            only="quantized",
+        ),
+        Peer(
+            "fastrnn-int8",
+            "quantized mode: fastrnn.quantize",
+            ("fastrnn",),
+            _build_fastrnn_quantized("int8"),
+            only="quantized",
+        ),
         Peer("torch", "torch.nn, eager", ("torch",), _build_torch),
+        Peer(
+            "torch-bfloat16",
+            "quantized mode: torch.nn in bfloat16",
+            ("torch",),
+            _build_torch_bfloat16,
+            only="quantized",
+        ),
+        Peer(
+            "torch-int8",
+            "quantized mode: torch.ao's dynamic quantization",
+            ("torch",),
+            _build_torch_int8,
+            only="quantized",
+        ),
         Peer("compile", "torch.nn under torch.compile", ("torch",), _build_compiled),
         Peer("onnxruntime", "the layer as an ONNX graph", ("onnxruntime", "onnx"), _build_onnxruntime),
+        Peer(
+            "onnxruntime-int8",
+            "quantized mode: onnxruntime's dynamic quantization",
+            ("onnxruntime", "onnx"),
+            _build_onnxruntime_int8,
+            only="quantized",
+        ),
         Peer("openvino", "the same ONNX graph", ("openvino", "onnx"), _build_openvino),
         Peer("jax", "lax.scan under jit", ("jax",), _build_jax),
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -130,16 +132,41 @@ def _runner(problem: Problem, infer: Callable[[dict[str, np.ndarray]], Any]) -> 
     return Runner(call, lambda results: _named(problem, [results[i] for i in range(len(results))]))
 
 
-def build_onnxruntime(problem: Problem, settings: Settings) -> Runner:
-    if problem.mode.training:
-        raise Unsupported("inference only")
+def _session_options(settings: Settings) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(make_graph(problem), options, providers=["CPUExecutionProvider"])
+    return options
+
+
+def build_onnxruntime(problem: Problem, settings: Settings) -> Runner:
+    if problem.mode.training:
+        raise Unsupported("inference only")
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(
+        make_graph(problem), _session_options(settings), providers=["CPUExecutionProvider"]
+    )
+    return _runner(problem, lambda feeds: session.run(None, feeds))
+
+
+def build_onnxruntime_int8(problem: Problem, settings: Settings) -> Runner:
+    import onnxruntime
+    from onnxruntime.quantization import quantize_dynamic
+
+    if problem.case.cell != "lstm":
+        raise Unsupported("onnxruntime quantizes LSTM alone")
+    with tempfile.TemporaryDirectory() as folder:
+        plain, small = f"{folder}/plain.onnx", f"{folder}/int8.onnx"
+        Path(plain).write_bytes(make_graph(problem))
+        quantize_dynamic(plain, small, per_channel=True)
+        graph = Path(small).read_bytes()
+    session = onnxruntime.InferenceSession(
+        graph, _session_options(settings), providers=["CPUExecutionProvider"]
+    )
     return _runner(problem, lambda feeds: session.run(None, feeds))
 
 

@@ -28,21 +28,21 @@ _COLOURS = {
     "openvino": "#8d6a9f",
     "jax": "#edae49",
 }
-_PLAIN: dict[Any, Any] = {
+PLAIN: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "font.size": 9,
     "axes.titlesize": 10,
 }
 _TIMES = FuncFormatter(lambda value, _: f"{value:g}x")
-_SECONDS = FuncFormatter(lambda value, _: duration(value))
+SECONDS = FuncFormatter(lambda value, _: duration(value))
 
 
 def draw(run: Run, folder: Path, stem: str) -> list[Path]:
     """One PNG for each mode and cell, and one of the geometric means; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
-    with plt.rc_context(_PLAIN):
+    with plt.rc_context(PLAIN):
         for mode, cells in geometric_means(run).items():
             for cell in cells:
                 group = [result for result in run.results if (result.mode, result.cell) == (mode, cell)]
@@ -50,11 +50,11 @@ def draw(run: Run, folder: Path, stem: str) -> list[Path]:
                 _draw_group(run, group, f"{cell}, {mode}", pictures[-1])
         if any(SUBJECT in result.timings for result in run.results):
             pictures.append(folder / f"{stem}-means.png")
-            _draw_means(run, pictures[-1])
+            _draw_means(run.in_float32(), pictures[-1])
     return pictures
 
 
-def _caption(run: Run) -> str:
+def caption(run: Run) -> str:
     machine = run.machine
     return f"{machine['cpu']}, {run.settings['threads']} threads, float32, torch {run.peers.get('torch', '')}"
 
@@ -65,7 +65,7 @@ def _draw_group(run: Run, group: list[Result], title: str, path: Path) -> None:
     figure, (ratios, times) = plt.subplots(
         1, 2, figsize=(12, height), sharey=True, layout="constrained", width_ratios=(1, 1)
     )
-    figure.suptitle(f"{title}\n{_caption(run)}")
+    figure.suptitle(f"{title}\n{caption(run)}")
     _ratio_bars(ratios, [[result.ratio(peer) for result in group] for peer in others], others)
     ratios.set_yticks(range(len(group)), [result.case.split("-", 1)[1] for result in group])
     ratios.invert_yaxis()
@@ -78,12 +78,12 @@ def _draw_group(run: Run, group: list[Result], title: str, path: Path) -> None:
         if found:
             seconds, rows = zip(*found, strict=True)
             times.scatter(
-                seconds, rows, s=30 if peer == SUBJECT else 16, color=_colour(peer), label=peer, zorder=3
+                seconds, rows, s=30 if peer == SUBJECT else 16, color=colour(peer), label=peer, zorder=3
             )
     limits = [result.limit for result in group]
     times.scatter(limits, range(len(group)), marker="|", s=160, color="black", label="machine's limit")
     times.set_xscale("log")
-    times.xaxis.set_major_formatter(_SECONDS)
+    times.xaxis.set_major_formatter(SECONDS)
     times.grid(axis="both", color="0.92")
     times.set_axisbelow(True)
     times.set_title("time of one run, and the least that the machine allows")
@@ -98,7 +98,7 @@ def _draw_means(run: Run, path: Path) -> None:
     figure, panels = plt.subplots(
         1, len(means), figsize=(1.5 + 3.6 * len(means), 3.4), layout="constrained", squeeze=False
     )
-    figure.suptitle(f"Geometric mean of peer's time / fastrnn's time\n{_caption(run)}")
+    figure.suptitle(f"Geometric mean of peer's time / fastrnn's time\n{caption(run)}")
     for axes, (mode, cells) in zip(panels[0], means.items(), strict=True):
         present = [peer for peer in others if any(row[peer] is not None for row in cells.values())]
         _ratio_bars(axes, [[row[peer] for row in cells.values()] for peer in present], present)
@@ -128,7 +128,7 @@ def _ratio_bars(axes: Axes, columns: list[list[float | None]], peers: list[str])
             [ratio - 1 for _, ratio in found],
             thickness,
             left=1,
-            color=_colour(peer),
+            color=colour(peer),
             label=peer,
             zorder=3,
         )
@@ -143,7 +143,7 @@ def _ratio_bars(axes: Axes, columns: list[list[float | None]], peers: list[str])
     axes.set_axisbelow(True)
 
 
-def _colour(peer: str) -> str:
+def colour(peer: str) -> str:
     return _COLOURS.get(peer, "0.6")
 
 

@@ -6,10 +6,11 @@ import json
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from bench.cases import MODES
 from bench.peers import SUBJECT
 from bench.timing import Timing
 
@@ -31,9 +32,13 @@ class Result:
 
     def ratio(self, peer: str) -> float | None:
         """The peer's time over fastrnn's: above 1 fastrnn is faster."""
-        if peer not in self.timings or SUBJECT not in self.timings:
+        return self.speedup(SUBJECT, peer)
+
+    def speedup(self, of: str, over: str) -> float | None:
+        """The time of `over` divided by the time of `of`."""
+        if of not in self.timings or over not in self.timings:
             return None
-        return self.timings[peer].median / self.timings[SUBJECT].median
+        return self.timings[over].median / self.timings[of].median
 
     def best_ratio(self, peers: Iterable[str]) -> float | None:
         """The ratio to the fastest of these peers."""
@@ -61,16 +66,17 @@ class Run:
         timed = {peer for result in self.results for peer in result.timings}
         return [peer for peer in self.peers if peer in timed and not peer.startswith(SUBJECT)]
 
+    def in_float32(self) -> Run:
+        """Without the quantized mode, whose peers are no match for float32 but for fastrnn's own quantized layers."""
+        return replace(self, results=[r for r in self.results if not MODES[r.mode].quantized])
+
     def save(self, path: Path) -> None:
         data = asdict(self)
         for entry, result in zip(data["results"], self.results, strict=True):
             entry["ratios"] = {peer: result.ratio(peer) for peer in result.timings if peer != SUBJECT}
             entry["fraction_of_limit"] = result.fraction
         data["geometric_means"] = geometric_means(self)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(path.name + ".part")
-        unfinished.write_text(json.dumps(data, indent=1) + "\n")
-        os.replace(unfinished, path)
+        write_json(path, data)
 
     @classmethod
     def load(cls, path: Path, *more: Path) -> Run:
@@ -91,6 +97,14 @@ class Run:
             entry["timings"] = {peer: Timing(**timing) for peer, timing in entry["timings"].items()}
             results.append(Result(**{key: entry[key] for key in Result.__dataclass_fields__}))
         return cls(data["machine"], data["settings"], data["limits"], data["peers"], results)
+
+
+def write_json(path: Path, data: object) -> None:
+    """All of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(json.dumps(data, indent=1) + "\n")
+    os.replace(unfinished, path)
 
 
 def geometric_mean(values: Iterable[float | None]) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from bench.peers import SUBJECT
 from bench.results import Result, Run, geometric_mean
 
 _EXPORTS = ("torch", "compile", "onnxruntime", "openvino")
@@ -60,7 +61,10 @@ def verdicts(run: Run) -> list[Verdict]:
         found, own = result.ratio("onnxruntime"), result.ratio("fastrnn-stream")
         return found / own if found and own else None
 
-    infer, train = of("infer"), of("train")
+    def own(variant: str, over: str = SUBJECT) -> Callable[[Result], float | None]:
+        return lambda result: result.speedup(variant, over)
+
+    infer, train, quantized = of("infer"), of("train"), of("quantized")
     lines = [
         _least(
             "inference against the best of torch, compile, onnxruntime, openvino", 1.0, infer, best(_EXPORTS)
@@ -92,6 +96,17 @@ def verdicts(run: Run) -> list[Verdict]:
         _mean("packed training against torch", 3.0, of("packed-train"), against("torch")),
         _least("one streaming step against onnxruntime", 1.0, of("stream"), against("onnxruntime")),
         _least("fastrnn.Stream against onnxruntime", 2.0, of("stream"), stream_object),
+        _least("two directions at once against one after the other", 1.3, infer, against("fastrnn-serial")),
+        _mean("bfloat16 weights against float32, B 1, H >= 512", 1.6, quantized, own("fastrnn-bfloat16")),
+        _least(
+            "bfloat16 weights against torch bfloat16",
+            1.0,
+            quantized,
+            own("fastrnn-bfloat16", "torch-bfloat16"),
+        ),
+        _mean("int8 weights against float32, B 1, H >= 512", 2.5, quantized, own("fastrnn-int8")),
+        _least("int8 weights against torch.ao", 1.0, quantized, own("fastrnn-int8", "torch-int8")),
+        _least("int8 weights against onnxruntime's", 1.0, quantized, own("fastrnn-int8", "onnxruntime-int8")),
         _least("share of the limit, B >= 16", 0.85, (r for r in infer if r.batch >= 16), fraction),
         _least(
             "share of the limit, B 1, H >= 128",

@@ -1,10 +1,18 @@
-"""A character language model on the source of Python's standard library, with torch.nn and with fastrnn.
+"""A character language model on the source of Python's standard library.
 
-Both models start from the same weights and see the same batches; blocks of training steps take turns, so that
-a drift of the machine's speed hits both. Prints the two loss curves, bits per character on files that were not
-trained on, a sample, and the ratios of training and generation speed; writes a picture of the curves and times.
+Without --checkpoint: torch.nn and fastrnn side by side. Both models start from the same weights and see the same
+batches; blocks of training steps take turns, so that a drift of the machine's speed hits both. Prints the two loss
+curves, bits per character on files that were not trained on, a sample, and the ratios of training and generation
+speed; writes a picture.
 
     python examples/char_lm.py [--cell lstm gru] [--steps 240] [--quick]
+
+With --checkpoint: one fastrnn model, for as long as you like. The file is written every --every steps; the same command
+goes on where it ended. --sample writes text with what was learned. torchrun shares each batch among processes.
+
+    python examples/char_lm.py --checkpoint char.pt --steps 2000
+    python examples/char_lm.py --checkpoint char.pt --sample 500 --prompt "class "
+    torchrun --nproc-per-node 2 examples/char_lm.py --checkpoint char.pt --steps 2000
 """
 
 from __future__ import annotations
@@ -12,7 +20,6 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-import sysconfig
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,35 +34,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
-import fastrnn
+from char_model import LAYERS, CharModel, State, batches, bits_per_character, detach, generate, read_corpus
+from char_train import sample, train_one
+from checkpoint import InputError
 
-LAYERS = {
-    ("torch", "lstm"): nn.LSTM,
-    ("torch", "gru"): nn.GRU,
-    ("fastrnn", "lstm"): fastrnn.LSTM,
-    ("fastrnn", "gru"): fastrnn.GRU,
-}
-ALPHABET = "\n" + "".join(map(chr, range(32, 127)))  # what else a file holds becomes the last class
-VOCABULARY = len(ALPHABET) + 1
-INSTALLED = {"site-packages", "dist-packages"}  # what is not the standard library's own
 BLOCK = 10  # training steps before the other model's turn
 EARLY = 20  # steps after which rounding errors have grown too little to show in the loss
-State = Tensor | tuple[Tensor, ...] | None  # of a recurrent layer
 console = Console()
-
-
-class CharModel(nn.Module):
-    """ids [T, B] -> logits [T, B, VOCABULARY]"""
-
-    def __init__(self, layer: type[nn.Module], hidden: int) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(VOCABULARY, 64)
-        self.rnn = layer(64, hidden)
-        self.head = nn.Linear(hidden, VOCABULARY)
-
-    def forward(self, ids: Tensor, state: State = None) -> tuple[Tensor, State]:
-        y, state = self.rnn(self.embed(ids), state)
-        return self.head(y), state
 
 
 @dataclass
@@ -80,70 +65,6 @@ class Runner:
         self.state = detach(state)
         self.seconds.append(time.perf_counter() - begin)
         self.losses.append(loss.item() / math.log(2))
-
-
-def detach(state: State) -> State:
-    if isinstance(state, tuple):
-        return tuple(part.detach() for part in state)
-    return None if state is None else state.detach()
-
-
-def read_corpus(characters: int) -> tuple[Tensor, Tensor]:
-    """(training, validation) ids of the standard library's source; every tenth file validates."""
-    folder = Path(sysconfig.get_path("stdlib"))
-    files = sorted(path for path in folder.rglob("*.py") if not INSTALLED & set(path.parts))
-    if len(files) < 10:
-        raise SystemExit(
-            f"no Python source to train on in {folder}: this Python is installed without its library's source"
-        )
-    ids = torch.full((0x110000,), VOCABULARY - 1, dtype=torch.uint8)
-    ids[[ord(character) for character in ALPHABET]] = torch.arange(len(ALPHABET), dtype=torch.uint8)
-    parts: tuple[list[Tensor], list[Tensor]] = [], []
-    sizes = [0, 0]
-    limits = characters, characters // 10
-    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0)).tolist()
-    for place in order:
-        which = int(place % 10 == 0)
-        if sizes[which] >= limits[which]:
-            continue
-        text = files[place].read_text(encoding="utf-8", errors="replace")
-        parts[which].append(ids[[ord(character) for character in text]])
-        sizes[which] += len(text)
-    train, validation = (torch.cat(part).long()[:limit] for part, limit in zip(parts, limits, strict=True))
-    return train, validation
-
-
-def batches(data: Tensor, batch: int, time_steps: int) -> Tensor:
-    """[count, T + 1, B]: B streams, cut so that each batch goes on where the last one ended."""
-    length = (len(data) - 1) // batch
-    streams = data[: length * batch].view(batch, length).t()
-    return streams.unfold(0, time_steps + 1, time_steps).transpose(1, 2)
-
-
-@torch.inference_mode()
-def bits_per_character(model: CharModel, data: Tensor) -> float:
-    total, count, state = 0.0, 0, None
-    for chunk in batches(data, 32, 200):
-        logits, state = model(chunk[:-1], state)
-        total += nn.functional.cross_entropy(
-            logits.flatten(0, 1), chunk[1:].flatten(), reduction="sum"
-        ).item()
-        count += chunk[1:].numel()
-    return total / count / math.log(2)
-
-
-@torch.inference_mode()
-def generate(model: CharModel, prompt: str, length: int, seed: int) -> tuple[str, float]:
-    """(text, seconds a character), one character at a time."""
-    random = torch.Generator().manual_seed(seed)
-    logits, state = model(torch.tensor([[ALPHABET.index(character)] for character in prompt]))
-    text, begin = prompt, time.perf_counter()
-    for _ in range(length):
-        chances = torch.softmax(logits[-1, 0] / 0.7, 0)
-        index = int(torch.multinomial(chances, 1, generator=random))
-        text += (ALPHABET + "?")[index]
-        logits, state = model(torch.tensor([[index]]), state)
-    return text, (time.perf_counter() - begin) / length
 
 
 def train(cell: str, args: argparse.Namespace, data: Tensor) -> dict[str, Runner]:
@@ -246,8 +167,12 @@ def draw(results: dict[str, tuple[dict[str, Runner], dict[str, float]]], path: P
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--cell", nargs="+", choices=("lstm", "gru"), default=["lstm", "gru"])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--cell", nargs="+", choices=("lstm", "gru"), help="default: both; the LSTM with --checkpoint"
+    )
     parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--batch", type=int, default=32)
@@ -255,12 +180,39 @@ def main() -> None:
     parser.add_argument("--generate", type=int, default=400, help="characters to time the generation on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out" / "char_lm.png")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="train one model, kept in FILE")
+    parser.add_argument("--every", type=int, default=100, help="steps from one checkpoint to the next")
+    parser.add_argument(
+        "--sample", type=int, metavar="LENGTH", help="write characters with the model in --checkpoint"
+    )
+    parser.add_argument("--prompt", default="def ", help="what the sample begins with")
     parser.add_argument("--quick", action="store_true", help="a few seconds, to see that it works")
     args = parser.parse_args()
     if args.quick:
-        args.steps, args.hidden, args.generate = 12, 64, 40
-    if min(args.steps, args.hidden, args.batch, args.time_steps, args.generate) < 1:
+        args.steps, args.hidden, args.generate = min(args.steps, 12), min(args.hidden, 64), 40
+    sizes = (
+        args.steps,
+        args.hidden,
+        args.batch,
+        args.time_steps,
+        args.generate,
+        args.every,
+        args.sample or 1,
+    )
+    if min(sizes) < 1:
         parser.error("sizes must be positive")
+    if args.sample and not args.checkpoint:
+        parser.error("--sample needs a --checkpoint")
+    if args.checkpoint:
+        try:
+            sample(args) if args.sample else train_one(args)
+        except InputError as fault:
+            raise SystemExit(f"char_lm: {fault}") from None
+        return
+    compare(args)
+
+
+def compare(args: argparse.Namespace) -> None:
     train_ids, validation_ids = read_corpus(100_000 if args.quick else 1_000_000)
     console.print(
         f"{len(train_ids):,} characters to train on, {len(validation_ids):,} to validate; "
@@ -268,7 +220,7 @@ def main() -> None:
         highlight=False,
     )
     results = {}
-    for cell in args.cell:
+    for cell in args.cell or ("lstm", "gru"):
         runners = train(cell, args, train_ids)
         results[cell] = runners, report(cell, runners, validation_ids, args)
     draw(results, args.out)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 import fastrnn
+from checkpoint import save_atomically
 from recipe import (
     Config,
     DiagnoseLoss,
@@ -37,7 +38,7 @@ from recipe import (
     fit,
     loader,
 )
-from recipe.files import save_atomically, save_figure
+from recipe.files import save_figure
 from recipe.gradients import hidden_gradients
 from recipe.show import console, progress, table
 

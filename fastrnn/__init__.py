@@ -6,6 +6,7 @@ from fastrnn import functional
 from fastrnn.cells import GRUCell, LSTMCell, RNNCell
 from fastrnn.convert import patch_torch, replace_modules, restore_modules
 from fastrnn.modules import GRU, LSTM, RNN
+from fastrnn.quantized import quantize
 from fastrnn.stream import Stream
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "__version__",
     "functional",
     "patch_torch",
+    "quantize",
     "replace_modules",
     "restore_modules",
 ]

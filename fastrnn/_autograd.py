@@ -10,6 +10,7 @@ from torch.autograd import Function, forward_ad
 
 from fastrnn import _ops, reference
 from fastrnn._ops import STATES, Options, State
+from fastrnn._recompute import backward_in_chunks, forward_in_chunks
 
 _REFERENCE: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     "lstm": reference.lstm_layer,
@@ -25,15 +26,15 @@ def layer(
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
     options: Options,
+    recompute: bool = False,
 ) -> tuple[Tensor, ...]:
     """One layer: shapes as in :mod:`fastrnn._ops` -> (y, *final_states)."""
     if forward_ad._current_level >= 0:
         return reference_layer(cell, x, states, weights, batch_sizes, options)
     if _is_transformed() or (torch.is_grad_enabled() and _differentiates(x, *states, *weights)):
-        outputs: tuple[Tensor, ...] = _Layer.apply(  # type: ignore[no-untyped-call]
-            cell, options, batch_sizes, x, *states, *weights
-        )
-        return outputs[:-1]
+        function: Any = _RecomputedLayer if recompute and _may_recompute(cell, x, batch_sizes) else _Layer
+        outputs: tuple[Tensor, ...] = function.apply(cell, options, batch_sizes, x, *states, *weights)
+        return outputs[: 1 + STATES[cell]]
     return _ops.forward(cell, x, states, weights, batch_sizes, options, False)[:-1]
 
 
@@ -148,6 +149,54 @@ def _gradients(*inputs: Any) -> tuple[Tensor, ...]:
     return _ops.backward(cell, d_outputs, x, states, weights, batch_sizes, y, reserve, options, needs)
 
 
+def _may_recompute(cell: str, x: Tensor, batch_sizes: Tensor | None) -> bool:
+    """torch.compile chooses by itself what to recompute; an RNN keeps its outputs alone, and a step has no more."""
+    return (
+        cell != "rnn"
+        and not _is_transformed()
+        and not torch.compiler.is_compiling()
+        and (x.dim() == 3 or batch_sizes is not None)
+    )
+
+
+class _RecomputedLayer(Function):
+    """(cell, options, batch_sizes, x, *states, *weights) -> (y, *final_states)"""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        ctx.cell, ctx.options, batch_sizes, x, *rest = inputs
+        count = STATES[ctx.cell]
+        outputs, kept = forward_in_chunks(ctx.cell, x, rest[:count], rest[count:], batch_sizes, ctx.options)
+        ctx.set_materialize_grads(False)
+        ctx.kept = len(kept)
+        ctx.save_for_backward(*kept, batch_sizes, x, *rest)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *d_outputs: Tensor | None) -> tuple[Any, ...]:
+        kept, (batch_sizes, x, *rest) = ctx.saved_tensors[: ctx.kept], ctx.saved_tensors[ctx.kept :]
+        count = STATES[ctx.cell]
+        _, _, _, needs_x, *wanted = ctx.needs_input_grad
+        if any(map(_is_batch_of_gradients, d_outputs)):
+            return None, None, None, *_batched_gradients(ctx, batch_sizes, d_outputs, (x, *rest))
+        needs = needs_x, any(wanted[:count]), any(wanted[count:])
+        states, weights = rest[:count], rest[count:]
+        if torch.is_grad_enabled():  # for a second derivative; it keeps everything
+            fixed = [None if tensor is None else tensor.detach() for tensor in rest]
+            y, *_, reserve = _ops.forward(
+                ctx.cell, x.detach(), fixed[:count], _present(fixed[count:]), batch_sizes, ctx.options, True
+            )
+            gradients = _LayerBackward.apply(  # type: ignore[no-untyped-call]
+                ctx.cell, ctx.options, needs, batch_sizes, y, reserve, *d_outputs, x, *rest
+            )
+        else:
+            gradients = backward_in_chunks(
+                ctx.cell, d_outputs, x, states, kept, weights, batch_sizes, ctx.options, needs
+            )
+        found = (g if needed else None for g, needed in zip(gradients, (needs_x, *wanted), strict=True))
+        return None, None, None, *found
+
+
 class _LayerBackward(_MappedOneByOne):
     """(cell, options, needs, batch_sizes, y, reserve, *d_outputs, x, *states, *weights)
     -> (d_x, *d_states, *d_weights)"""
@@ -207,5 +256,6 @@ def _spread(tensors: Sequence[Tensor | None], like: Sequence[Tensor | None]) -> 
 
 
 # Function.apply asks for the signature on every call; kept here it costs a tenth
-for _function in (_Layer, _LayerBackward):
-    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[attr-defined]
+_FUNCTIONS: tuple[Any, ...] = (_Layer, _LayerBackward, _RecomputedLayer)
+for _function in _FUNCTIONS:
+    _function.forward.__signature__ = inspect.signature(_function.forward)

@@ -89,4 +89,6 @@ def pair_states(self: Base, hx: Any) -> Sequence[Tensor] | None:
     """The _states of an LSTM."""
     if hx is None:
         return ()
-    return hx if isinstance(hx, tuple | list) and len(hx) == 2 else None
+    if isinstance(hx, tuple | list) and len(hx) == 2 and hx[0] is not None and hx[1] is not None:
+        return hx
+    return None

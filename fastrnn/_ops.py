@@ -7,10 +7,12 @@ An op runs one layer, both directions in one call. The three cells share one ord
   needs_weights) -> (d_x, *d_states, d_weights)``
 
 x is [T, B, I], [B, T, I] if batch_first, or [N, I] if batch_sizes [T] is given, with any strides; or [B, I], a single
-step, and then the states and their gradients lack their first dimension. states are
-h0 [D, B, R] and, for an LSTM, c0 [D, B, H], or None for zeros; packed input needs h0. weights are torch's flat list of
-the layer. y has x's layout and D*R features. reserve [D, N, S, H rounded up to 16] is what backward needs to know, [0]
-without training. A gradient of an output may be None; gradients that are not needed come back with shape [0].
+step, and then the states and their gradients lack their first dimension. states are h0 [D, B, R] and, for an LSTM,
+c0 [D, B, H], or None for zeros; packed input needs h0. weights are torch's flat list of the layer. Without training the
+matrices may be bfloat16, or int8 as :mod:`fastrnn.quantized` packs them, with the scales of w_ih and w_hh behind the
+other weights of the direction; x and the rest are then float32. y has x's layout and D*R features. reserve
+[D, N, S, H rounded up to 16] is what backward needs to know, [0] without training. A gradient of an output may be None;
+gradients that are not needed come back with shape [0].
 """
 
 import importlib
@@ -173,6 +175,11 @@ def _sizes(
         batch = x.shape[0]
     else:
         batch = x.shape[0 if batch_first else 1]
+    if (
+        weights[1].dtype == torch.int8
+    ):  # packed; the scales have a value a row, and a projection comes before them
+        hidden = weights[-1].shape[0] // GATES[cell]
+        return batch, weights[4].shape[0] if weights[4].dim() == 2 else hidden, hidden
     return batch, weights[1].shape[1], weights[1].shape[0] // GATES[cell]
 
 

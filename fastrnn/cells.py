@@ -1,6 +1,6 @@
 """LSTMCell, GRUCell and RNNCell with the contract of :mod:`torch.nn`; see :mod:`fastrnn.modules`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -32,6 +32,7 @@ class _Cell(Base, nn.RNNCellBase):
         states, weights = self._states(hx), self._weights()
         if states is None or not self._takes(input, states, weights):
             return self._forward_by_torch(input, hx)
+        run: Callable[..., tuple[Tensor, ...]]
         if _ops.has_kernels(input) and not _ops.autocasts(input):
             run = layer
         elif self._changed_options():
@@ -50,7 +51,7 @@ class _Cell(Base, nn.RNNCellBase):
     def _forward_step(self, x: Tensor, hx: Any) -> Any:
         """What the op, whose own checks take no time, makes of the arguments; None where it refuses them."""
         states, weights = self._states(hx), self._weights()
-        if states is None:
+        if states is None or weights[0].dtype != x.dtype:
             return None
         options = (len(weights) > 2, False, False, *self._option_values())
         try:

@@ -39,7 +39,8 @@ def replace_modules(model: nn.Module) -> nn.Module:
 
 
 def restore_modules(model: nn.Module) -> nn.Module:
-    """Undoes :func:`replace_modules`: swaps every fastrnn module in model for torch.nn's.
+    """Undoes :func:`replace_modules`: swaps every fastrnn module in model for torch.nn's, but for those that
+    :func:`quantize` made.
 
     Returns:
         model, or the new module if model itself is a fastrnn module
@@ -82,6 +83,7 @@ def _as(cls: type[nn.Module], module: nn.Module) -> nn.Module:
         cls = type(type(module).__name__, (cls,), injected)
     new = cls.__new__(cls)
     new.__dict__.update(module.__dict__)
+    new._compiled_call_impl = None  # what module.compile() made runs the old module
     for option in getattr(module, "_options", ()):
         new.__dict__.pop(option, None)
     new.__dict__.update(getattr(new, "_options", {}))

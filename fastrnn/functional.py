@@ -7,6 +7,7 @@ biases b_ih and b_hh [G*H] if has_biases and, for a projected LSTM, w_hr [P, H];
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -31,6 +32,7 @@ def lstm(
     bidirectional: bool = False,
     batch_first: bool = False,
     activation: str = "tanh",
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A stack of LSTM layers.
 
@@ -41,12 +43,21 @@ def lstm(
         batch_sizes: of a PackedSequence, int64 [T] on the CPU; batch_first is then ignored
         dropout: the probability with which, in training, an output of every layer but the last becomes zero
         activation: "tanh", "softsign", "relu" or "hardtanh", for the candidate and for the output
+        recompute: as in :class:`fastrnn.LSTM`
 
     Returns:
         y with x's layout and D*R features, h_n [L*D, B, R], c_n [L*D, B, H]
     """
     stack = Stack(
-        "lstm", has_biases, num_layers, dropout, training, bidirectional, batch_first, (activation,)
+        "lstm",
+        has_biases,
+        num_layers,
+        dropout,
+        training,
+        bidirectional,
+        batch_first,
+        (activation,),
+        recompute,
     )
     y, h_n, c_n = run_stack(stack, x, hx, weights, batch_sizes)
     return y, h_n, c_n
@@ -66,6 +77,7 @@ def gru(
     batch_first: bool = False,
     reset_after: bool = True,
     activation: str = "tanh",
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """A stack of GRU layers.
 
@@ -81,7 +93,9 @@ def gru(
         y with x's layout and D*H features, h_n [L*D, B, H]
     """
     own = (reset_after, activation)
-    stack = Stack("gru", has_biases, num_layers, dropout, training, bidirectional, batch_first, own)
+    stack = Stack(
+        "gru", has_biases, num_layers, dropout, training, bidirectional, batch_first, own, recompute
+    )
     y, h_n = run_stack(stack, x, None if hx is None else (hx,), weights, batch_sizes)
     return y, h_n
 
@@ -99,6 +113,7 @@ def rnn(
     bidirectional: bool = False,
     batch_first: bool = False,
     nonlinearity: str = "tanh",
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """A stack of Elman layers.
 
@@ -112,7 +127,15 @@ def rnn(
         y with x's layout and D*H features, h_n [L*D, B, H]
     """
     stack = Stack(
-        "rnn", has_biases, num_layers, dropout, training, bidirectional, batch_first, (nonlinearity,)
+        "rnn",
+        has_biases,
+        num_layers,
+        dropout,
+        training,
+        bidirectional,
+        batch_first,
+        (nonlinearity,),
+        recompute,
     )
     y, h_n = run_stack(stack, x, None if hx is None else (hx,), weights, batch_sizes)
     return y, h_n
@@ -134,6 +157,7 @@ class Stack(NamedTuple):
     bidirectional: bool
     batch_first: bool
     own: tuple[bool | str, ...]
+    recompute: bool = False
 
 
 _States = Sequence[Tensor] | None
@@ -146,13 +170,13 @@ def run_stack(
     if not _ops.has_kernels(x):
         if torch_has(stack.cell, stack.own):
             return _run_torch(stack, x, states, weights, batch_sizes)
-        return _run_layers(reference_layer, stack, x, states, weights, batch_sizes)
+        return run_layers(reference_layer, stack._replace(recompute=False), x, states, weights, batch_sizes)
     if _ops.autocasts(x) and x.dtype != torch.float64:
         return _run_autocast(stack, x, states, weights, batch_sizes)
-    return _run_layers(layer, stack, x, states, weights, batch_sizes)
+    return run_layers(layer, stack, x, states, weights, batch_sizes)
 
 
-def _run_layers(
+def run_layers(
     run_layer: Callable[..., tuple[Tensor, ...]],
     stack: Stack,
     x: Tensor,
@@ -160,7 +184,9 @@ def _run_layers(
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    cell, has_biases, num_layers, dropout, training, bidirectional, batch_first, own = stack
+    cell, has_biases, num_layers, dropout, training, bidirectional, batch_first, own, recompute = stack
+    if recompute:
+        run_layer = partial(run_layer, recompute=True)
     initial: Sequence[Tensor | None]
     if states is not None:
         initial = states
@@ -201,7 +227,7 @@ def _run_torch(
     if states is None:
         states = _zeros(stack, x, weights, batch_sizes)
     hx = tuple(states) if stack.cell == "lstm" else states[0]
-    _, has_biases, num_layers, dropout, training, bidirectional, batch_first, _ = stack
+    _, has_biases, num_layers, dropout, training, bidirectional, batch_first, *_ = stack
     common = (list(weights), has_biases, num_layers, dropout, training, bidirectional)
     arguments = (x, hx, *common, batch_first) if batch_sizes is None else (x, batch_sizes, hx, *common)
     outputs: tuple[Tensor, ...]
@@ -227,7 +253,7 @@ def _run_autocast(
     else:
         sequence, last = low, state if projected else low
     dtype = torch.promote_types(x.dtype, weights[0].dtype)
-    y, *finals, final = _run_layers(
+    y, *finals, final = run_layers(
         layer,
         stack,
         x.to(dtype),

@@ -32,8 +32,18 @@ def _are_batch_sizes(batch_sizes: Tensor, rows: int) -> bool:
     return sum(sizes) == rows and sizes[-1] > 0 and sizes == sorted(sizes, reverse=True)
 
 
-class _Layers(Base, nn.RNNBase):
+class Layers(Base, nn.RNNBase):
     """LSTM, GRU and RNN. They are no torch.nn.LSTM, GRU or RNN, because torch.compile refuses those."""
+
+    recompute: bool = False
+
+    def __init__(self, *args: Any, recompute: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if recompute:
+            self.recompute = True
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (", recompute=True" if self.recompute else "")
 
     def _forward(self, input: Any, hx: Any) -> Any:
         if (
@@ -71,12 +81,14 @@ class _Layers(Base, nn.RNNBase):
 
     def _forward_one_layer(self, x: Tensor, hx: Any) -> tuple[Any, Any] | None:
         """What the op, whose own checks take no time, makes of the arguments; None where it refuses them."""
-        states = self._states(hx)
-        if states is None:
+        states, weights = self._states(hx), self._weights()
+        if states is None or weights[0].dtype != x.dtype:
             return None
         options = (self.bias, self.batch_first, self.bidirectional, *self._option_values())
         try:
-            y, *final = layer(self._cell, x, states or NO_STATES[self._cell], self._weights(), None, options)
+            y, *final = layer(
+                self._cell, x, states or NO_STATES[self._cell], weights, None, options, self.recompute
+            )
         except (RuntimeError, TypeError, AttributeError):
             return None
         return y, final[0] if len(final) == 1 else tuple(final)
@@ -89,10 +101,13 @@ class _Layers(Base, nn.RNNBase):
         except KeyError:
             return [getattr(self, name) for name in self._flat_weights_names]
 
+    def _suits(self, x: Any, weights: Sequence[Tensor]) -> bool:
+        return isinstance(x, Tensor) and is_uniform(weights) and is_alike(x, weights[0])
+
     def _takes(
         self, x: Any, batch_sizes: Tensor | None, states: Sequence[Tensor], weights: list[Tensor]
     ) -> bool:
-        if not (isinstance(x, Tensor) and is_uniform(weights) and is_alike(x, weights[0])):
+        if not self._suits(x, weights):
             return False
         shape = x.shape
         batch: tuple[int, ...] = ()
@@ -119,7 +134,10 @@ class _Layers(Base, nn.RNNBase):
         self, x: Tensor, states: Sequence[Tensor], weights: list[Tensor], batch_sizes: Tensor | None
     ) -> tuple[Tensor, ...]:
         """(y, *final_states)"""
-        stack = Stack(
+        return run_stack(self._stack(), x, states or None, weights, batch_sizes)
+
+    def _stack(self) -> Stack:
+        return Stack(
             self._cell,
             self.bias,
             self.num_layers,
@@ -128,8 +146,8 @@ class _Layers(Base, nn.RNNBase):
             self.bidirectional,
             self.batch_first,
             self._option_values(),
+            self.recompute,
         )
-        return run_stack(stack, x, states or None, weights, batch_sizes)
 
     def flatten_parameters(self) -> None:
         """Nothing to do: the kernels read the weights where they are. It is here for code that calls it."""
@@ -137,13 +155,15 @@ class _Layers(Base, nn.RNNBase):
             super().flatten_parameters()
 
 
-class LSTM(_Layers):
-    """A multi-layer LSTM: :class:`torch.nn.LSTM`, with its arguments, and an option more.
+class LSTM(Layers):
+    """A multi-layer LSTM: :class:`torch.nn.LSTM`, with its arguments, and two options more.
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype:
             as in :class:`torch.nn.LSTM`
         activation: "tanh", "softsign", "relu" or "hardtanh", for the candidate g and the output, h = o * act(c)
+        recompute: keep no activations for the backward pass but the outputs; it computes the others again, a piece of
+            the sequence at a time (a bidirectional layer's at once)
 
     Shape:
         - input: [T, B, I], [B, T, I] if batch_first, [T, I], or a PackedSequence
@@ -177,6 +197,7 @@ class LSTM(_Layers):
         dtype: torch.dtype | None = None,
         *,
         activation: str = "tanh",
+        recompute: bool = False,
     ) -> None: ...
     @overload
     def __init__(self, *args: Any, activation: str = "tanh", **kwargs: Any) -> None: ...
@@ -199,8 +220,8 @@ class LSTM(_Layers):
         return (self.activation,)
 
 
-class GRU(_Layers):
-    """A multi-layer GRU: :class:`torch.nn.GRU`, with its arguments, and two options more.
+class GRU(Layers):
+    """A multi-layer GRU: :class:`torch.nn.GRU`, with its arguments, and three options more.
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype:
@@ -208,6 +229,7 @@ class GRU(_Layers):
         reset_after: the reset gate acts on the recurrent product, as in torch.nn; False: on h before the product, as
             in Cho et al. 2014, Keras's ``reset_after=False`` and ONNX's ``linear_before_reset=0``
         activation: "tanh", "softsign", "relu" or "hardtanh", for the candidate n
+        recompute: as in :class:`LSTM`
 
     Shape:
         - input: [T, B, I], [B, T, I] if batch_first, [T, I], or a PackedSequence
@@ -237,6 +259,7 @@ class GRU(_Layers):
         *,
         reset_after: bool = True,
         activation: str = "tanh",
+        recompute: bool = False,
     ) -> None: ...
     @overload
     def __init__(
@@ -259,12 +282,13 @@ class GRU(_Layers):
         return (self.reset_after, self.activation)
 
 
-class RNN(_Layers):
-    """A multi-layer Elman network: :class:`torch.nn.RNN`, with its arguments.
+class RNN(Layers):
+    """A multi-layer Elman network: :class:`torch.nn.RNN`, with its arguments, and an option more.
 
     Args:
         input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional, device, dtype:
             as in :class:`torch.nn.RNN`
+        recompute: as in :class:`LSTM`
 
     Shape:
         - input: [T, B, I], [B, T, I] if batch_first, [T, I], or a PackedSequence
@@ -288,6 +312,8 @@ class RNN(_Layers):
         bidirectional: bool = False,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        *,
+        recompute: bool = False,
     ) -> None: ...
     @overload
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...

@@ -1,6 +1,7 @@
 """The bench suite: its cases, its limits, its peers' agreement, and one whole quick run."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -11,9 +12,9 @@ import pytest
 pytest.importorskip("numpy")
 pytest.importorskip("rich")
 
-from bench import markdown
+from bench import busy, markdown, scaling, sweep
 from bench.cases import CELLS, MODES, REGISTRY, Case, choose
-from bench.limits import Constants, limit_of
+from bench.limits import Constants, limit_of, measure
 from bench.peers import PEERS, Settings, Unsupported
 from bench.problem import make_problem
 from bench.results import Result, Run, geometric_means
@@ -61,6 +62,13 @@ def test_limit_by_hand():
     limit = limit_of(make_problem(case_of("gru-T10-B64-I32-H64"), MODES["infer"]), CONSTANTS)
     assert limit.bound == "arithmetic"
     assert limit.seconds == pytest.approx(2 * 10 * 64 * 3 * 64 * (64 + 32) / 2e11)
+
+
+def test_measuring_the_machine_leaves_its_arithmetic_alone():
+    """A shared library that is linked with -ffast-math turns denormal numbers off for the whole process."""
+    constants = measure(threads=1, quick=True)
+    assert constants.measured and constants.peak > 0
+    assert math.nextafter(0.0, 1.0) * 1.0 > 0.0
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -169,3 +177,41 @@ def test_command_line(capsys):
     listed = capsys.readouterr().out
     assert "gru-T1-B1-I256-H256" in listed
     assert "onnxruntime" in listed
+
+
+def test_sweep(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(sweep, "BASE", {"T": 3, "B": 2, "H": 8})
+    monkeypatch.setattr(sweep, "LINES", {"T": (1, 3), "B": (2, 4), "H": (8, 16)})
+    assert sweep.main(["--quick", "--threads", "1", "--folder", str(tmp_path)]) == 0
+    found = Run.load(tmp_path / "sweep-gru-infer.json")
+    assert sorted(result.case for result in found.results) == [
+        "gru-T1-B2-I8-H8",
+        "gru-T3-B2-I16-H16",
+        "gru-T3-B2-I8-H8",
+        "gru-T3-B4-I8-H8",
+    ]
+    assert (tmp_path / "sweep-gru-infer.png").stat().st_size > 10_000
+
+
+def test_scaling(tmp_path):
+    case = case_of("lstm-T100-B1-I1024-H1024")
+    seconds = [scaling.plan(case, cores)[3] for cores in scaling.CORES]
+    assert seconds == sorted(seconds, reverse=True)
+    threads, row_parts, unit_parts, _ = scaling.plan(case, 8)
+    assert threads == 8 and row_parts == 1 and unit_parts == 8
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- scaling:begin -->\n<!-- scaling:end -->\nafter\n")
+    assert scaling.main(["--write", str(page)]) == 0
+    assert page.read_text().count("| lstm-T100-B1-I1024-H1024 |") == 1
+    page.write_text("no marks")
+    assert scaling.main(["--write", str(page)]) == 1
+
+
+def test_busy_cores(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(busy, "CASES", "gru-T3-B2-I8-H8")
+    path = tmp_path / "busy.json"
+    assert busy.main(["--rounds", "1", "--threads", "1", "--json", str(path)]) == 0
+    slowdown = json.loads(path.read_text())["cases"]["gru-T3-B2-I8-H8"]["slowdown"]
+    assert set(slowdown) == {"fastrnn", "torch"} and min(slowdown.values()) > 0
+    assert "slow-downs" in capsys.readouterr().out

@@ -235,3 +235,11 @@ def test_isinstance_still_holds_while_patched() -> None:
     with fastrnn.patch_torch():
         assert isinstance(before, nn.RNNBase)
         assert isinstance(nn.LSTM(3, 4), nn.LSTM)
+
+
+def test_a_module_that_was_compiled_is_swapped():
+    model = nn.LSTM(5, 8, 2, dropout=0.9)
+    model.compile(backend="eager")
+    swapped = fastrnn.replace_modules(model).eval()
+    x = torch.randn(4, 3, 5)
+    assert torch.equal(swapped(x)[0], swapped(x)[0])

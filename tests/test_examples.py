@@ -23,24 +23,6 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_char_lm(tmp_path):
-    picture = tmp_path / "made" / "char_lm.png"
-    done = run("examples/char_lm.py", "--quick", "--out", str(picture))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert picture.stat().st_size > 10_000
-    for cell in ("LSTM", "GRU"):
-        assert f"{cell}, hidden" in done.stdout
-    steps = re.findall(r"step +\d+ +torch ([\d.]+) +fastrnn ([\d.]+)", done.stdout)
-    assert len(steps) >= 16
-    assert all(float(theirs) == pytest.approx(float(ours), abs=1e-3) for theirs, ours in steps)
-
-
-def test_char_lm_refuses_sizes():
-    done = run("examples/char_lm.py", "--steps", "0")
-    assert done.returncode == 2
-    assert "sizes must be positive" in done.stderr
-
-
 def test_digits(tmp_path):
     done = run("examples/digits.py", "--quick", "--models", "mlp-relu", "gru", "--out", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,8 +1,15 @@
 """fastrnn.Stream gives, step by step, what the module gives for the whole sequence."""
 
+import copy
+import os
+import pickle
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastrnn
 
@@ -107,7 +114,8 @@ def test_an_output_that_backward_still_needs_is_guarded():
     stream = fastrnn.Stream(fastrnn.LSTM(5, 9))
     head = nn.Linear(9, 1)
     loss = head(stream.step(torch.randn(1, 5))).sum()
-    stream.step(torch.randn(1, 5))
+    for _ in range(2):
+        stream.step(torch.randn(1, 5))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
@@ -143,3 +151,72 @@ def test_wrong_modules():
     module.weight_hh_l0 = nn.Parameter(torch.zeros(36, 8))
     with pytest.raises(ValueError, match="weights of layer 0"):
         fastrnn.Stream(module)
+
+
+@pytest.mark.parametrize("cls", [fastrnn.LSTM, fastrnn.GRU, fastrnn.RNN])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_an_output_may_be_the_next_input(cls, batch):
+    module = cls(512, 512)
+    torch.set_num_threads(2)
+    stream, copied = fastrnn.Stream(module, batch), fastrnn.Stream(module, batch)
+    y = expected = before = torch.randn(batch, 512)
+    for _ in range(12):
+        y, expected = stream.step(y), copied.step(expected.clone()).clone()
+        assert torch.equal(y, expected)
+    for _ in range(6):  # and so may the one before it
+        expected = copied.step(before.clone()).clone()
+        y, before = stream.step(before), y
+        assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda stream: pickle.loads(pickle.dumps(stream))])
+def test_copies_go_their_own_way(copied):
+    stream = fastrnn.Stream(fastrnn.LSTM(5, 9), 2)
+    frames = torch.randn(3, 2, 5)
+    stream.step(frames[0])
+    other = copied(stream)
+    y = stream.step(frames[1]).clone()
+    assert torch.equal(other.step(frames[1]), y)
+    other.step(frames[2])
+    again = stream.step(frames[2])
+    for a, b in zip(flat(stream.state), flat(other.state), strict=True):
+        assert torch.equal(a, b)
+    assert torch.isfinite(again).all()
+
+
+def test_a_tensor_without_memory_is_refused():
+    stream = fastrnn.Stream(fastrnn.GRU(5, 9))
+    empty = torch.zeros(1, 5)
+    empty.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="memory of its own"):
+        stream.step(empty)
+    with FakeTensorMode():
+        fake = torch.zeros(1, 5)
+    with pytest.raises(ValueError, match="not FakeTensor"):
+        stream.step(fake)
+
+
+def test_weights_that_moved_are_noticed():
+    module = fastrnn.GRU(5, 9)
+    stream = fastrnn.Stream(module)
+    module.share_memory()
+    with pytest.raises(RuntimeError, match="make a new Stream"):
+        stream.step(torch.zeros(1, 5))
+
+
+def test_parametrized_modules_are_refused():
+    module = nn.utils.parametrizations.weight_norm(fastrnn.GRU(5, 9), "weight_hh_l0")
+    with pytest.raises(ValueError, match="parametrized"):
+        fastrnn.Stream(module)
+
+
+def test_an_error_of_the_kernels_is_an_exception():
+    code = (
+        "import torch, fastrnn\n"
+        "stream = fastrnn.Stream(fastrnn.GRU(5, 9))\n"
+        "try:\n    stream.step(torch.zeros(1, 5))\nexcept RuntimeError as error:\n    print(error)\n"
+    )
+    environment = os.environ | {"FASTRNN_FORCE_ISA": "bogus"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "bogus" in done.stdout

@@ -5,9 +5,5 @@
 #define FASTRNN_INLINE __host__ __device__ __forceinline__
 #else
 #define FASTRNN_INLINE inline __attribute__((always_inline))
-#if defined(__clang__)
-#define FASTRNN_NOINLINE __attribute__((noinline))  // one copy for all cells
-#else
-#define FASTRNN_NOINLINE __attribute__((noinline, noclone))
-#endif
+#define FASTRNN_NOINLINE __attribute__((noinline, noclone))  // one copy for all cells
 #endif

@@ -116,6 +116,7 @@ size_t backward_workspace_bytes(const BackwardParams& params) {
     return active_kernels().backward_workspace_bytes(with_usable_threads(params));
 }
 
+Plan plan_forward(const ForwardParams& params) { return active_kernels().plan_forward(with_usable_threads(params)); }
 void forward(const ForwardParams& params) { active_kernels().forward(with_usable_threads(params)); }
 void backward(const BackwardParams& params) { active_kernels().backward(with_usable_threads(params)); }
 

@@ -57,10 +57,19 @@ struct Run {
     }
 };
 
+struct PlanOf {
+    const ForwardParams& params;
+    template <class P>
+    Plan call() const {
+        return P::plan(params);
+    }
+};
+
 size_t forward_workspace(const ForwardParams& p) { return visit_pass<ForwardPass>(p, WorkspaceOf<ForwardParams>{p}); }
 size_t backward_workspace(const BackwardParams& p) {
     return visit_pass<BackwardPass>(p, WorkspaceOf<BackwardParams>{p});
 }
+Plan plan_forward_pass(const ForwardParams& p) { return visit_pass<ForwardPass>(p, PlanOf{p}); }
 void run_forward(const ForwardParams& p) { visit_pass<ForwardPass>(p, Run<ForwardParams>{p}); }
 void run_backward(const BackwardParams& p) { visit_pass<BackwardPass>(p, Run<BackwardParams>{p}); }
 
@@ -77,7 +86,7 @@ void evaluate(MathFunction function, const T* in, T* out, int64_t count) {
 void evaluate_float(MathFunction f, const float* in, float* out, int64_t n) { evaluate(f, in, out, n); }
 void evaluate_double(MathFunction f, const double* in, double* out, int64_t n) { evaluate(f, in, out, n); }
 
-constexpr Kernels kKernels{forward_workspace, backward_workspace, run_forward,
+constexpr Kernels kKernels{forward_workspace, backward_workspace, plan_forward_pass, run_forward,
                            run_backward,      evaluate_float,     evaluate_double};
 
 }  // namespace

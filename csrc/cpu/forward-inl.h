@@ -9,36 +9,25 @@
 // split.
 #pragma once
 
-#include "panels-inl.h"
+#include "forward-layout-inl.h"
 
 namespace fastrnn {
 namespace {
 
-constexpr int64_t kChunkBytes = 256 * 1024;  // preactivations of a chunk, a thread
 constexpr int64_t kRowsInTurns = 16;
-constexpr int64_t kUnpackedRows = 8;  // up to here reading the weights as they lie beats packing them
-// and so does it for so few rows a step, below so many steps; many more where two copies crowd the caches
-constexpr int64_t kUnpackedBatch = 2, kUnpackedSteps = 48, kUnpackedStepsFar = 256, kFarBytes = 6 << 20;
+constexpr int64_t kRowsTogether = 4, kTilesTogether = 4;
 
 template <class T, class C>
-class ForwardPass {
+class ForwardPass : ForwardLayout<T, C> {
     using V = Vec<T>;
+    using Layout = ForwardLayout<T, C>;
+    using Layout::arena_, Layout::buffers_, Layout::chunk_, Layout::flags_, Layout::hidden_padded_;
+    using Layout::keeps_slots_, Layout::kTile, Layout::offsets_, Layout::p_, Layout::packs_tiles_, Layout::prepared_;
+    using Layout::prepared_rows_, Layout::prepared_size_, Layout::recurrent_, Layout::recurrent_padded_, Layout::s_;
+    using Layout::threads_, Layout::tile_size, Layout::tiles_, Layout::weight_size_, Layout::zeros_;
+    using typename Layout::Buffers;
     static constexpr int64_t kLanes = V::kLanes;
-    static constexpr int64_t kTile = GatePanels<T, C>::kTile;
     static constexpr int kStored = C::kSaved > C::kSlots ? C::kSaved : C::kSlots;
-    static constexpr int kBarriers = C::kResetBefore ? 2 : 1;
-
-    // a direction's arrays in the workspace
-    struct Buffers {
-        GateWeights<T> ih, hh, candidate;
-        T* packed_hr;
-        T* bias;         // [kSlots, Hp]
-        T* h[2];         // [B, Rp] each: the state before and after a step take turns
-        T* c;            // [B, Hp]
-        T* unprojected;  // [B, Hp]
-        T* reset_h;      // [B, Hp]
-        T* slots;        // [chunk rows, kSlots, Hp], where the reserve does not hold them
-    };
 
    public:
     static size_t workspace_bytes(const ForwardParams& params) {
@@ -54,114 +43,62 @@ class ForwardPass {
         run_team(pass.threads_, [&pass](int thread, int threads) { pass.work(thread, threads); });
     }
 
-   private:
-    ForwardPass(const ForwardParams& params, void* workspace)
-        : p_(params),
-          s_(params.shape),
-          recurrent_(s_.projection ? s_.projection : s_.hidden),
-          hidden_padded_(padded_units(s_.hidden)),
-          recurrent_padded_(padded_units(recurrent_)),
-          panels_(s_.hidden),
-          keeps_slots_(params.reserve && C::kSaved >= C::kSlots),
-          arena_(workspace) {
-        threads_ = useful_threads(s_, C::kGates, 1, params.threads);
-        const int64_t row_bytes = C::kSlots * hidden_padded_ * static_cast<int64_t>(sizeof(T));
-        const int64_t step_bytes = row_bytes * s_.batch;
-        const int64_t weight_bytes = C::kGates * s_.hidden * recurrent_ * static_cast<int64_t>(sizeof(T));
-        const int64_t chunk_bytes =
-            kChunkBytes * threads_ > weight_bytes / 4 ? kChunkBytes * threads_ : weight_bytes / 4;
-        chunk_ = step_bytes ? chunk_bytes / step_bytes : 1;
-        if (chunk_ * s_.batch < 24 * threads_) chunk_ = s_.batch ? 24 * threads_ / s_.batch : 1;
-        if (chunk_ < 1) chunk_ = 1;
-        if (chunk_ > s_.time) chunk_ = s_.time;
-        flags_ = arena_.take<Flag>(3 * threads_);
-        offsets_ = arena_.take<int64_t>(s_.batch_sizes ? s_.time : 0);
-        zeros_ = arena_.take<T>(recurrent_);
-        packs_tiles_ = s_.rows > kUnpackedRows && chunk_ == s_.time;
-        tiles_ = arena_.take<T>(packs_tiles_ ? threads_ * tile_size() : 0);
-        for (int d = 0; d < s_.directions; ++d) {
-            Buffers& b = buffers_[d];
-            const Weights& w = p_.weights[d];
-            const bool packs_h =
-                s_.rows > kUnpackedRows && (s_.batch > kUnpackedBatch ||
-                                            s_.time >= (weight_bytes > kFarBytes ? kUnpackedStepsFar : kUnpackedSteps));
-            const bool packs_x = s_.rows > kUnpackedRows && chunk_ < s_.time;
-            const auto weights_of = [&](const void* rows, int64_t length, int begin, int count, bool packs) {
-                T* packed = packs ? arena_.take<T>(length * count * hidden_padded_) : nullptr;
-                return GateWeights<T>{weight(rows), packed, length, begin, count};
-            };
-            b.ih = weights_of(w.w_ih, s_.input, C::kInputBegin, C::kInputCount, packs_x);
-            b.hh = weights_of(w.w_hh, recurrent_, C::kRecurrentBegin, C::kRecurrentCount, packs_h);
-            b.candidate = weights_of(w.w_hh, recurrent_, 0, 1, packs_h && C::kResetBefore);
-            b.packed_hr = arena_.take<T>(s_.projection ? s_.hidden * recurrent_padded_ : 0);
-            b.bias = arena_.take<T>(C::kSlots * hidden_padded_);
-            b.h[0] = arena_.take<T>(s_.batch * recurrent_padded_);
-            b.h[1] = arena_.take<T>(s_.batch * recurrent_padded_);
-            b.c = arena_.take<T>(C::kHasCellState ? s_.batch * hidden_padded_ : 0);
-            b.unprojected = arena_.take<T>(s_.projection ? s_.batch * hidden_padded_ : 0);
-            b.reset_h = arena_.take<T>(C::kResetBefore ? s_.batch * hidden_padded_ : 0);
-            b.slots = arena_.take<T>(keeps_slots_ ? 0 : chunk_ * s_.batch * C::kSlots * hidden_padded_);
-        }
+    static Plan plan(const ForwardParams& params) {
+        const ForwardPass pass(params, nullptr);
+        const int threads = threads_of_first(params.shape.directions, pass.threads_);
+        const Schedule schedule =
+            choose_schedule(params.shape, C::kGates, kTile, pass.weight_size_, pass.barriers(), threads);
+        return {pass.threads_, schedule.batch_parts, schedule.unit_parts, schedule.seconds};
     }
+
+   private:
+    using Layout::Layout;
+
+    // what a thread works in beside the buffers that all share
+    struct Scratch {
+        T* tile;
+        T* prepared;  // rows of x or h as weights of fewer bits meet them
+    };
+
+    int barriers() const { return (C::kResetBefore ? 2 : 1) + (s_.projection ? 1 : 0); }  // a step
 
     void work(int thread, int threads) {
-        Place place =
-            find_place(s_, C::kGates, kTile, sizeof(T), kBarriers + (s_.projection ? 1 : 0), flags_, threads, thread);
+        Place place = find_place(s_, C::kGates, kTile, weight_size_, barriers(), flags_, threads, thread);
         for (int d = place.first_direction; d <= place.last_direction; ++d) {
             prepare(d, place);
-            if (place.works) run_direction(d, place, tiles_ + thread * tile_size());
+            const Scratch scratch{tiles_ + thread * tile_size(), prepared_ + thread * prepared_rows_ * prepared_size_};
+            if (place.works) run_direction(d, place, scratch);
         }
     }
 
-    int64_t tile_size() const { return s_.input * C::kInputCount * round_up(kTile, kUnitAlignment); }
-
     // -- weights ------------------------------------------------------------------------------------------------------
-
-    static const T* weight(const void* w) { return static_cast<const T*>(w); }
 
     void prepare(int d, Place& place) {
         const Weights& w = p_.weights[d];
         Buffers& b = buffers_[d];
         const Range share = split(s_.hidden, kTile, place.direction.rank(), place.direction.size());
-        prepare_bias(w, b.bias, share);
+        sum_biases<T, C>(w, s_.hidden, b.bias, share);
         panels_.pack(b.ih, share);
         panels_.pack(b.hh, share);
         panels_.pack(b.candidate, share);
         if (s_.projection) {
             const Range columns = split(recurrent_, kLanes * kWide, place.direction.rank(), place.direction.size());
-            pack_wide_transposed(weight(w.w_hr), s_.hidden, recurrent_, b.packed_hr + columns.begin * s_.hidden,
-                                 columns);
+            pack_wide_transposed(Matrix<T>{w.w_hr, s_.hidden, p_.format}, 0, recurrent_,
+                                 b.packed_hr + columns.begin * s_.hidden, columns);
         }
         place.direction.wait();
     }
 
-    void prepare_bias(const Weights& w, T* bias, Range units) {
-        const T *b_ih = weight(w.b_ih), *b_hh = weight(w.b_hh);
-        for (int slot = 0; slot < C::kSlots; ++slot) {
-            const bool from_x = slot >= C::kInputBegin && slot < C::kInputBegin + C::kInputCount;
-            const bool from_h =
-                C::kResetBefore || (slot >= C::kRecurrentBegin && slot < C::kRecurrentBegin + C::kRecurrentCount);
-            const int64_t at = C::gate_of_slot(slot) * s_.hidden;
-            for (int64_t u = units.begin; u < units.end; ++u) {
-                bias[slot * hidden_padded_ + u] =
-                    b_ih ? (from_x ? b_ih[at + u] : T(0)) + (from_h ? b_hh[at + u] : T(0)) : T(0);
-            }
-            if (units.begin < units.end && units.end == s_.hidden) {
-                for (int64_t u = units.end; u < hidden_padded_; ++u) bias[slot * hidden_padded_ + u] = T(0);
-            }
-        }
-    }
-
     // -- the loop over time -------------------------------------------------------------------------------------------
 
-    void run_direction(int d, Place& place, T* tile) {
+    void run_direction(int d, Place& place, const Scratch& scratch) {
         const Steps steps{s_.time, s_.batch, s_.batch_sizes, offsets_, d == 1};
         const Range rows = rows_of_part(steps, s_.rows, place.batch_part, place.batch_parts);
         for (int64_t first = 0; first < s_.time; first += chunk_) {
             const int64_t last = first + chunk_ < s_.time ? first + chunk_ : s_.time;
-            multiply_input(d, steps, rows, place.units, first, last, tile);
+            multiply_input(d, steps, rows, place.units, first, last, scratch);
             for (int64_t step = first; step < last; ++step) {
-                run_step(d, steps, rows, place, step, step - first);
+                run_step(d, steps, rows, place, step, step - first, scratch);
                 place.rows.wait();
             }
         }
@@ -199,11 +136,12 @@ class ForwardPass {
         if (filled) body(a, c, filled);
     }
 
-    void multiply_input(int d, const Steps& steps, Range rows, Range units, int64_t first, int64_t last, T* tile) {
+    void multiply_input(int d, const Steps& steps, Range rows, Range units, int64_t first, int64_t last,
+                        const Scratch& scratch) {
         const T* bias = buffers_[d].bias;
         GateWeights<T> ih = buffers_[d].ih;
         if (packs_tiles_) {
-            ih.packed = tile;
+            ih.packed = scratch.tile;
             for (int64_t u = units.begin; u < units.end; u += kTile) {
                 ih.first = u;
                 panels_.pack(ih, {u, Steps::min(u + kTile, units.end)});
@@ -213,6 +151,13 @@ class ForwardPass {
             }
         }
         for_each_input_block(d, steps, rows, first, last, [&](const T* const* a, T* const* c, int64_t count) {
+            const T* prepared[kRowBlock];
+            for (int64_t r = 0; ih.prepares() && r < count; ++r) {
+                T* row = scratch.prepared + r * prepared_size_;
+                ih.prepare(a[r], row);
+                prepared[r] = row;
+            }
+            if (ih.prepares()) a = prepared;
             for (int64_t u = units.begin; u < units.end && !packs_tiles_; u += kTile) {
                 panels_.multiply(ih, a, count, u, c, Init::bias, bias);
             }
@@ -235,47 +180,72 @@ class ForwardPass {
         return padded || u + kLanes <= s_.hidden ? V::load(row + u) : load_partial(row + u, s_.hidden - u);
     }
 
-    void run_step(int d, const Steps& steps, Range rows, Place& place, int64_t step, int64_t step_in_chunk) {
+    void run_step(int d, const Steps& steps, Range rows, Place& place, int64_t step, int64_t step_in_chunk,
+                  const Scratch& scratch) {
         const int64_t t = steps.time_of(step), end = Steps::min(rows.end, steps.count(t)),
                       carried = steps.carried(step);
         Buffers& buffers = buffers_[d];
         // every other step of a few rows begins with the weights that the step before read last, which are still near
         const bool backwards = step % 2 == 1 && end - rows.begin <= kRowsInTurns;
-        // a block of rows stays with a tile of units from the product to the cell
-        const auto for_each_block = [&](const auto& body) {
+        // a block of rows stays with a tile of units from the product to the cell; few rows stay with a few tiles, for
+        // the arithmetic of one cell is a long chain that leaves the core idle
+        const auto for_each_tile = [&](const auto& multiply, const auto& finish) {
             const Range units = place.units;
             const int64_t tiles = (units.end - units.begin + kTile - 1) / kTile;
-            for (int64_t i = 0; i < tiles; ++i) {
-                const int64_t u = units.begin + (backwards ? tiles - 1 - i : i) * kTile;
+            const int64_t group = end - rows.begin <= kRowsTogether ? kTilesTogether : 1;
+            const auto unit = [&](int64_t i) { return units.begin + (backwards ? tiles - 1 - i : i) * kTile; };
+            const T* h[kRowBlock];
+            T* slots[kRowBlock];
+            int64_t filled = -1;  // the block of rows whose addresses they hold
+            for (int64_t first = 0; first < tiles; first += group) {
+                const int64_t last = Steps::min(first + group, tiles);
                 for (int64_t b = rows.begin; b < end; b += kRowBlock) {
                     const int64_t count = end - b < kRowBlock ? end - b : kRowBlock;
-                    const T* h[kRowBlock];
-                    T* slots[kRowBlock];
-                    for (int64_t r = 0; r < count; ++r) {
+                    for (int64_t r = 0; filled != b && r < count; ++r) {
                         h[r] = previous_h(d, b + r, carried, step);
                         slots[r] = slots_of(d, steps, t, b + r, step_in_chunk);
                     }
-                    body(u, b, count, h, slots);
+                    filled = b;
+                    for (int64_t i = first; i < last; ++i) multiply(unit(i), b, count, h, slots);
+                    for (int64_t i = first; i < last; ++i) finish(unit(i), b, count, h, slots);
                 }
             }
         };
-        if constexpr (C::kResetBefore) {
-            for_each_block([&](int64_t u, int64_t b, int64_t count, const T* const* h, T* const* slots) {
-                panels_.multiply(buffers.hh, h, count, u, slots, Init::accumulate, buffers.bias);
-                reset_tile(d, u, b, count, carried, h, slots);
-            });
-            place.rows.wait();
+        const bool prepares = buffers.hh.prepares();
+        const auto prepared_row = [&](int64_t b) { return scratch.prepared + (b - rows.begin) * prepared_size_; };
+        const auto add_product = [&](const GateWeights<T>& weights, const T* const* a, int64_t b, int64_t count,
+                                     int64_t u, T* const* slots) {
+            const T* prepared[kRowBlock];
+            for (int64_t r = 0; prepares && r < count; ++r) prepared[r] = prepared_row(b + r);
+            panels_.multiply(weights, prepares ? prepared : a, count, u, slots, Init::accumulate, buffers.bias);
+        };
+        for (int64_t b = rows.begin; prepares && b < end; ++b) {
+            buffers.hh.prepare(previous_h(d, b, carried, step), prepared_row(b));
         }
-        for_each_block([&](int64_t u, int64_t b, int64_t count, const T* const* h, T* const* slots) {
-            if constexpr (C::kResetBefore) {
-                const T* reset_h[kRowBlock];
-                for (int64_t r = 0; r < count; ++r) reset_h[r] = buffers.reset_h + (b + r) * hidden_padded_;
-                panels_.multiply(buffers.candidate, reset_h, count, u, slots, Init::accumulate, buffers.bias);
-            } else {
-                panels_.multiply(buffers.hh, h, count, u, slots, Init::accumulate, buffers.bias);
+        if constexpr (C::kResetBefore) {
+            for_each_tile([&](int64_t u, int64_t b, int64_t count, const T* const* h,
+                              T* const* slots) { add_product(buffers.hh, h, b, count, u, slots); },
+                          [&](int64_t u, int64_t b, int64_t count, const T* const* h, T* const* slots) {
+                              reset_tile(d, u, b, count, carried, h, slots);
+                          });
+            place.rows.wait();
+            for (int64_t b = rows.begin; prepares && b < end; ++b) {
+                buffers.candidate.prepare(buffers.reset_h + b * hidden_padded_, prepared_row(b));
             }
-            cell_tile(d, steps, t, step, u, b, count, carried, h, slots);
-        });
+        }
+        for_each_tile(
+            [&](int64_t u, int64_t b, int64_t count, const T* const* h, T* const* slots) {
+                if constexpr (C::kResetBefore) {
+                    const T* reset_h[kRowBlock];
+                    for (int64_t r = 0; r < count; ++r) reset_h[r] = buffers.reset_h + (b + r) * hidden_padded_;
+                    add_product(buffers.candidate, reset_h, b, count, u, slots);
+                } else {
+                    add_product(buffers.hh, h, b, count, u, slots);
+                }
+            },
+            [&](int64_t u, int64_t b, int64_t count, const T* const* h, T* const* slots) {
+                cell_tile(d, steps, t, step, u, b, count, carried, h, slots);
+            });
         if (s_.projection) {
             place.rows.wait();
             project(d, steps, {rows.begin, end}, place, t, step);
@@ -380,20 +350,7 @@ class ForwardPass {
         }
     }
 
-    const ForwardParams& p_;
-    const Shape& s_;
-    const int64_t recurrent_, hidden_padded_, recurrent_padded_;
-    const GatePanels<T, C> panels_;
-    const bool keeps_slots_;  // the reserve holds the slots
-    Arena arena_;
-    int threads_;
-    int64_t chunk_;  // time steps whose product with x is made at once
-    Flag* flags_;
-    int64_t* offsets_;
-    T* zeros_;  // [R]
-    bool packs_tiles_;
-    T* tiles_;  // a tile of packed w_ih for each thread
-    Buffers buffers_[2];
+    const GatePanels<T, C> panels_{s_.hidden};
 };
 
 }  // namespace

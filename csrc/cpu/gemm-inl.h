@@ -9,7 +9,7 @@
 // Cost: a row block reads its panel once, kVectors loads and `rows` broadcasts for rows * kVectors multiply-adds a k.
 #pragma once
 
-#include "vec.h"
+#include "stored-inl.h"
 
 namespace fastrnn {
 namespace {
@@ -127,8 +127,8 @@ void multiply_panel(int vectors, const T* const* a, int64_t rows, const Reductio
 }
 
 // Packs one vector of a panel from B^T: out[k * out_stride + l] = w[l * row_stride + k] for l < columns, else 0.
-template <class T>
-FASTRNN_NOINLINE void pack_transposed(const T* w, int64_t row_stride, int64_t columns, int64_t length, T* out,
+template <class T, class W>
+FASTRNN_NOINLINE void pack_transposed(const W* w, int64_t row_stride, int64_t columns, int64_t length, T* out,
                                       int64_t out_stride) {
     using V = Vec<T>;
     constexpr int kLanes = V::kLanes;
@@ -136,9 +136,8 @@ FASTRNN_NOINLINE void pack_transposed(const T* w, int64_t row_stride, int64_t co
         const int64_t depth = length - k < kLanes ? length - k : kLanes;
         V block[kLanes];
         for (int l = 0; l < kLanes; ++l) {
-            block[l] = l >= columns      ? V{T(0)}
-                       : depth == kLanes ? V::load(w + l * row_stride + k)
-                                         : load_partial(w + l * row_stride + k, depth);
+            const W* row = w + l * row_stride + k;
+            block[l] = l >= columns ? V{T(0)} : depth == kLanes ? load_stored(row) : load_stored(row, depth);
         }
         transpose(block);
         for (int64_t i = 0; i < depth; ++i) block[i].store(out + (k + i) * out_stride);

@@ -87,8 +87,9 @@ inline void fill_offsets(const Shape& shape, int64_t* offsets) {
 
 // Seconds, roughly, on a present-day server core: only their ratios matter, and only to the choice of a schedule.
 constexpr double kFlopSeconds = 1.0 / 100e9, kByteSecondsNear = 1.0 / 90e9, kByteSecondsFar = 1.0 / 50e9;
-constexpr double kNearBytes = 700e3, kBarrierSeconds = 0.6e-6, kWorthAThread = 8e-6;
-constexpr double kExposed = 0.25;  // of the shorter of two times that overlap
+constexpr double kNearBytes = 700e3, kWorthAThread = 8e-6;
+constexpr double kBarrierSeconds = 0.4e-6, kBarrierSecondsAThread = 0.1e-6;  // each thread reads the flags of all
+constexpr double kExposed = 0.25;                                            // of the shorter of two times that overlap
 
 struct Schedule {
     int batch_parts = 1, unit_parts = 1;
@@ -113,13 +114,18 @@ inline Schedule choose_schedule(const Shape& shape, int gates, int64_t tile, int
         const double compute = weights * 2 * rows * kFlopSeconds;
         const double memory = bytes * (bytes > kNearBytes ? kByteSecondsFar : kByteSecondsNear);
         const double longer = compute > memory ? compute : memory;
-        const double step =
-            longer + kExposed * (compute + memory - longer) + input + (unit_parts > 1 ? barriers * kBarrierSeconds : 0);
+        const double step = longer + kExposed * (compute + memory - longer) + input +
+                            (unit_parts > 1 ? barriers * (kBarrierSeconds + unit_parts * kBarrierSecondsAThread) : 0);
         const double seconds = step * static_cast<double>(shape.time);
         if (unit_parts == 1 || seconds < best.seconds) best = {batch_parts, unit_parts, seconds};
     }
     if (best.batch_parts > shape.batch) best.batch_parts = shape.batch > 1 ? static_cast<int>(shape.batch) : 1;
     return best;
+}
+
+// threads that work on the first of `directions` at a time
+inline int threads_of_first(int directions, int threads) {
+    return directions == 2 && threads > 1 ? (threads + 1) / 2 : threads;
 }
 
 // A thread's place: the directions it works on, and its rows and units in them.
@@ -139,7 +145,7 @@ inline Place find_place(const Shape& shape, int gates, int64_t tile, int64_t ele
     Place place;
     place.world = Team(flags, thread, threads);
     const bool apart = shape.directions == 2 && threads > 1;
-    const int head = apart ? (threads + 1) / 2 : threads;  // threads of the first direction
+    const int head = threads_of_first(shape.directions, threads);
     const bool second = thread >= head;
     const int rank = second ? thread - head : thread, size = second ? threads - head : head;
     place.first_direction = second ? 1 : 0;

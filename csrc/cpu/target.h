@@ -10,6 +10,7 @@ enum class MathFunction { sigmoid, tanh };
 struct Kernels {
     size_t (*forward_workspace_bytes)(const ForwardParams&);
     size_t (*backward_workspace_bytes)(const BackwardParams&);
+    Plan (*plan_forward)(const ForwardParams&);
     void (*forward)(const ForwardParams&);
     void (*backward)(const BackwardParams&);
     void (*evaluate_float)(MathFunction, const float* in, float* out, int64_t count);

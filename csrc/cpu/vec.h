@@ -7,6 +7,10 @@
 
 #include <cstdint>
 
+#if defined(__clang__) || !defined(__GNUC__)
+#error "the CPU kernels use GCC's vector extension (__builtin_shuffle): compile them with g++ 10 or newer"
+#endif
+
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif

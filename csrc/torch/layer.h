@@ -84,6 +84,8 @@ struct Layer {
     std::vector<Tensor> weights;
     int weights_per_direction;
     bool has_biases;
+    WeightFormat format = WeightFormat::plain;  // of the matrices
+    bool quantized = false;                     // they have fewer bits than x
 
     Layer(Cell cell_, Activation activation_, Tensor x_, MaybeTensor h0_, MaybeTensor c0_, std::vector<Tensor> weights_,
           MaybeTensor batch_sizes_, bool has_biases_, bool batch_first_, bool bidirectional)
@@ -152,28 +154,64 @@ struct Layer {
     void read_weights() {
         const int base = has_biases ? 4 : 2;
         weights_per_direction = static_cast<int>(weights.size()) / shape.directions;
-        const bool projected = cell == Cell::lstm && weights_per_direction == base + 1;
-        check(weights.size() == static_cast<size_t>(shape.directions * (base + (projected ? 1 : 0))),
-              "fastrnn: ", shape.directions, " direction(s) take ", base, " weights each, got ", weights.size());
-        check(weights[1].dim() == 2, "fastrnn: w_hh must have 2 dimensions");
+        const ScalarType kept = weights.empty() ? stored : weights[0].scalar_type();
+        const bool scaled = kept == ScalarType::Char;
+        const int plain = base + (scaled ? 2 : 0);
+        const bool projected = cell == Cell::lstm && weights_per_direction == plain + 1;
+        check(weights.size() == static_cast<size_t>(shape.directions * (plain + (projected ? 1 : 0))),
+              "fastrnn: ", shape.directions, " direction(s) take ", plain, " weights each, got ", weights.size());
         const int64_t gates = gate_count(cell);
-        shape.hidden = weights[1].size(0) / gates;
-        shape.projection = projected ? weights[1].size(1) : 0;
+        // int8 matrices are packed, so the other weights tell the sizes
+        const Tensor& rows = weights[scaled ? static_cast<size_t>(weights_per_direction - 1) : 1];
+        check(rows.dim() == (scaled ? 1 : 2), "fastrnn: w_hh must have 2 dimensions, its scales 1");
+        shape.hidden = rows.size(0) / gates;
+        if (projected) {
+            const Tensor& w_hr = weights[static_cast<size_t>(base)];
+            check(w_hr.dim() == 2, "fastrnn: w_hr must have 2 dimensions");
+            shape.projection = w_hr.size(0);
+        }
         recurrent = projected ? shape.projection : shape.hidden;
+        const auto check_matrix = [&](const char* name, const Tensor& w, int64_t length) {
+            if (!scaled) return check_shape(name, w, {gates * shape.hidden, length});
+            check_shape(name, w,
+                        {padded_units(shape.hidden) / kUnitAlignment, (length + 3) / 4, gates, kUnitAlignment, 4});
+        };
         for (int d = 0; d < shape.directions; ++d) {
             Tensor* w = &weights[static_cast<size_t>(d * weights_per_direction)];
-            check_shape("w_ih", w[0], {gates * shape.hidden, shape.input});
-            check_shape("w_hh", w[1], {gates * shape.hidden, recurrent});
+            check_matrix("w_ih", w[0], shape.input);
+            check_matrix("w_hh", w[1], recurrent);
             if (has_biases) {
                 check_shape("b_ih", w[2], {gates * shape.hidden});
                 check_shape("b_hh", w[3], {gates * shape.hidden});
             }
             if (projected) check_shape("w_hr", w[base], {shape.projection, shape.hidden});
+            if (scaled) {
+                const Tensor* scale = w + base + (projected ? 1 : 0);
+                check_shape("scale_ih", scale[0], {gates * shape.hidden});
+                check_shape("scale_hh", scale[1], {gates * shape.hidden});
+            }
         }
+        if (scaled) format = WeightFormat::int8;
+        if (kept == ScalarType::BFloat16 && computed == ScalarType::Float) format = WeightFormat::bfloat16;
+        quantized = kept != stored && format != WeightFormat::plain;
+        // torch.nn refuses weights of another dtype than x; biases of x's dtype show that it is meant
+        check(!quantized || has_biases, "fastrnn: matrices of fewer bits than x come with biases");
         for (Tensor& w : weights) {
-            check_dtype("every weight", w, x);
-            w = dense(std::move(w));
+            if (format != WeightFormat::plain && w.dim() == (scaled ? 5 : 2)) {
+                check(w.scalar_type() == kept && w.is_cpu(), "fastrnn: every matrix must have one dtype and device");
+                w = w.is_contiguous() ? w : torch::stable::contiguous(w);
+            } else {
+                check_dtype("every weight", w, x);
+                w = dense(std::move(w));
+            }
         }
+    }
+
+    // for a pass that takes plain weights alone
+    void widen_weights() {
+        check(!quantized, "fastrnn: quantized weights have no gradients");
+        for (Tensor& w : weights) w = widen(w);
+        format = WeightFormat::plain;
     }
 
     void check_kind(const char* name, const Tensor& tensor, ScalarType type) const {
@@ -243,9 +281,13 @@ struct Layer {
         p.shape = shape;
         for (int d = 0; d < shape.directions; ++d) {
             const Tensor* w = &weights[static_cast<size_t>(d * weights_per_direction)];
+            const int base = has_biases ? 4 : 2;
             p.weights[d] = {w[0].data_ptr(), w[1].data_ptr(), has_biases ? w[2].data_ptr() : nullptr,
-                            has_biases ? w[3].data_ptr() : nullptr,
-                            shape.projection ? w[weights_per_direction - 1].data_ptr() : nullptr};
+                            has_biases ? w[3].data_ptr() : nullptr, shape.projection ? w[base].data_ptr() : nullptr};
+            if (format != WeightFormat::int8) continue;
+            const Tensor* scale = w + base + (shape.projection ? 1 : 0);
+            p.weights[d].scale_ih = static_cast<const float*>(scale[0].data_ptr());
+            p.weights[d].scale_hh = static_cast<const float*>(scale[1].data_ptr());
         }
         const Strides x_strides = strides_of(x);
         p.x = x.data_ptr();

@@ -34,6 +34,9 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
     m.def("supported_isas() -> str");
     m.def("force_isa(str name) -> ()");
     m.def("num_threads() -> int");
+    m.def(
+        "plan(str cell, int time, int batch, int input, int hidden, bool bidirectional, int threads) "
+        "-> (int threads, int batch_parts, int unit_parts, float seconds)");
     m.def("cuda_compiled() -> bool");
     m.def(
         "cuda_plan(str cell, str dtype, int[] sizes, bool backward, str wanted, str device, int[] properties) -> str");

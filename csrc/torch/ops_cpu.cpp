@@ -31,7 +31,9 @@ void run(Params& p, [[maybe_unused]] const Tensor& x) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(const Layer& layer, bool training) {
     const Shape& s = layer.shape;
+    check(!(training && layer.quantized), "fastrnn: quantized weights have no gradients");
     ForwardParams p{};
+    p.format = layer.format;
     layer.fill(p);
     const Tensor y = layer.empty_sequence(s.directions * layer.recurrent), h_n = layer.empty_state(layer.recurrent);
     const Tensor c_n = layer.cell == Cell::lstm ? layer.empty_state(s.hidden) : layer.nothing();
@@ -55,10 +57,11 @@ struct Needs {
     bool x, state, weights;
 };
 
-std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(const Layer& layer, Gradients grads, Tensor y,
+std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(Layer layer, Gradients grads, Tensor y,
                                                                        const Tensor& reserve, Needs needs) {
     const Shape& s = layer.shape;
     BackwardParams p{};
+    layer.widen_weights();
     layer.fill(p);
     check_shape("reserve", reserve, {s.directions, s.rows, saved_values(layer.cell), padded_units(s.hidden)});
     layer.check_kind("reserve", reserve, layer.stored == ScalarType::Double ? ScalarType::Double : ScalarType::Float);
@@ -211,6 +214,25 @@ std::string supported_isas() { return isas(isa_supported); }
 void force_isa_op(std::string name) { force_isa(name.c_str()); }
 int64_t num_threads() { return torch::stable::get_num_threads(); }
 
+std::tuple<int64_t, int64_t, int64_t, double> plan(std::string cell, int64_t time, int64_t batch, int64_t input,
+                                                   int64_t hidden, bool bidirectional, int64_t threads) {
+    check(time > 0 && batch >= 0 && input >= 0 && hidden >= 0 && threads > 0,
+          "fastrnn: time and threads must be positive, the other sizes not negative");
+    check(cell == "lstm" || cell == "gru" || cell == "rnn", "fastrnn: unknown cell '", cell,
+          "'; one of lstm, gru, rnn");
+    ForwardParams p{};
+    p.cell = cell == "lstm" ? Cell::lstm : cell == "gru" ? Cell::gru : Cell::rnn_tanh;
+    p.shape.time = time;
+    p.shape.batch = batch;
+    p.shape.rows = time * batch;
+    p.shape.input = input;
+    p.shape.hidden = hidden;
+    p.shape.directions = bidirectional ? 2 : 1;
+    p.threads = static_cast<int>(threads);
+    const Plan found = plan_forward(p);
+    return {found.threads, found.batch_parts, found.unit_parts, found.seconds};
+}
+
 bool cuda_compiled() {
 #if defined(FASTRNN_WITH_CUDA)
     return true;
@@ -247,6 +269,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
     m.impl("compiled_isas", TORCH_BOX(&fastrnn::compiled_isas));
     m.impl("supported_isas", TORCH_BOX(&fastrnn::supported_isas));
     m.impl("force_isa", TORCH_BOX(&fastrnn::force_isa_op));
+    m.impl("plan", TORCH_BOX(&fastrnn::plan));
     m.impl("num_threads", TORCH_BOX(&fastrnn::num_threads));
     m.impl("cuda_compiled", TORCH_BOX(&fastrnn::cuda_compiled));
 }

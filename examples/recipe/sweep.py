@@ -8,7 +8,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from recipe.files import InputError, save_figure, write_atomically
+from checkpoint import InputError, write_atomically
+from recipe.files import save_figure
 from recipe.show import progress
 from recipe.task import Config
 

@@ -63,9 +63,12 @@ class Runner {
         }
     }
 
-    void forward(bool keep_reserve, Results<T>& results) {
+    // adjust(params) may change what is run
+    template <class Adjust>
+    void forward(bool keep_reserve, Results<T>& results, const Adjust& adjust) {
         fastrnn::ForwardParams params{};
         fill(params);
+        adjust(params);
         params.y = y_.data();
         params.y_stride_time = y_.stride_time();
         params.y_stride_batch = y_.stride_batch();
@@ -77,6 +80,10 @@ class Runner {
         results.h_n = h_n_.values();
         results.c_n = c_n_.values();
         results.kept_gaps &= y_.gaps_untouched();
+    }
+
+    void forward(bool keep_reserve, Results<T>& results) {
+        forward(keep_reserve, results, [](fastrnn::ForwardParams&) {});
     }
 
     // after forward(true); an empty member of `incoming` (y, h_n, c_n) is handed over as null

@@ -33,6 +33,19 @@ inline constexpr int64_t padded_units(int64_t hidden) {
     return (hidden + kUnitAlignment - 1) / kUnitAlignment * kUnitAlignment;
 }
 
+// How the matrices of weights are stored. Both of the smaller formats go with float32 and the forward pass alone.
+enum class WeightFormat {
+    plain,     // of the layer's dtype
+    bfloat16,  // the upper half of a float32
+    int8,      // row r stands for scale[r] times its values; w_ih and w_hh are packed, see packed_int8(), w_hr is plain
+};
+
+// bytes of an int8 matrix [G*H, length]: [blocks of kUnitAlignment units, length / 4 rounded up, G, units, 4], zero
+// beyond the last unit and the last column; row g * H + u is gate g's of unit u
+inline constexpr int64_t packed_int8(int64_t gates, int64_t hidden, int64_t length) {
+    return gates * padded_units(hidden) * ((length + 3) / 4 * 4);
+}
+
 inline constexpr int gate_count(Cell cell) {
     return cell == Cell::lstm ? 4 : cell == Cell::gru || cell == Cell::gru_reset_before ? 3 : 1;
 }
@@ -61,6 +74,9 @@ struct Weights {
     const void* b_ih;  // [G*H], or null with b_hh
     const void* b_hh;  // [G*H]
     const void* w_hr;  // [P, H], or null
+    // the rows' scales in float32; int8 only
+    const float* scale_ih = nullptr;  // [G*H]
+    const float* scale_hh = nullptr;  // [G*H]
 };
 
 struct WeightGradients {
@@ -75,6 +91,7 @@ struct WeightGradients {
 // t * stride_time + b * stride_batch; row r of a packed one (torch's PackedSequence.data) at r * stride_batch.
 struct ForwardParams {
     DType dtype;
+    WeightFormat format;
     Cell cell;
     Activation activation;
     Shape shape;
@@ -83,7 +100,7 @@ struct ForwardParams {
     int64_t x_stride_time, x_stride_batch;
     const void* h0;  // [D, B, R], or null for zeros
     const void* c0;  // [D, B, H], or null for zeros; LSTM only
-    void* y;         // [T, B, D*R] or [N, D*R]; direction d writes features d*R .. (d+1)*R
+    void* y;         // [T, B, D*R] or [N, D*R]; direction d writes features d*R .. (d+1)*R; shares no memory with x
     int64_t y_stride_time, y_stride_batch;
     void* h_n;        // [D, B, R]; may be h0 where T = 1
     void* c_n;        // [D, B, H]; LSTM only; may be c0 where T = 1
@@ -118,8 +135,17 @@ struct BackwardParams {
     int threads;
 };
 
+// How forward() spreads a layer over threads; the pointers in its params are not looked at.
+struct Plan {
+    int threads;      // that work at once
+    int batch_parts;  // of one direction: parts of the rows, and
+    int unit_parts;   // of the hidden units, where each step ends with a barrier
+    double seconds;   // of one direction's steps, by the cost model that chose them
+};
+
 size_t forward_workspace_bytes(const ForwardParams& params);
 size_t backward_workspace_bytes(const BackwardParams& params);
+Plan plan_forward(const ForwardParams& params);
 void forward(const ForwardParams& params);
 void backward(const BackwardParams& params);
 
