@@ -18,6 +18,7 @@ for name in ("lightning", "matplotlib", "rich", "sklearn", "torchmetrics"):
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
 from lightning.pytorch.callbacks import Callback  # noqa: E402
+
 from recipe import (  # noqa: E402
     Config,
     DiagnoseLoss,
@@ -172,7 +173,7 @@ def test_hidden_gradients_match_a_hand_made_chain():
     torch.testing.assert_close(norms["layer 0"], wanted.detach())
 
 
-@pytest.mark.parametrize("fault", ["input", "parameter", "h_t", "loss"])
+@pytest.mark.parametrize("fault", ["input", "target", "parameter", "h_t", "loss"])
 def test_watch_gradients_stops_and_names_the_place(fault):
     config = Config(epochs=2, batch=8)
     torch.manual_seed(0)
@@ -182,6 +183,8 @@ def test_watch_gradients_stops_and_names_the_place(fault):
     x, y = torch.randn(8, 6, 3), torch.randn(8, 1)
     if fault == "input":
         x[2, 4, 1] = float("nan")
+    if fault == "target":
+        y[3, 0] = float("inf")
     if fault == "parameter":
         task.model.head.weight.data[0, 0] = float("inf")
     if fault == "h_t":
@@ -190,6 +193,7 @@ def test_watch_gradients_stops_and_names_the_place(fault):
         task.criterion = lambda a, b: (a * 0).log().mean()
     match = {
         "input": r"step 0: the input holds NaN at \[.*4, 1\]",
+        "target": r"step 0: the target holds Inf at \[.*0\]",
         "parameter": "step 0: the parameter model.head.weight holds Inf",
         "h_t": "h_t of model.rnn.layer 0 holds (Inf|NaN) from time step [1-5] on.*likely cause: exploding",
         "loss": "the loss is Inf though every h_t is finite",
