@@ -198,7 +198,7 @@ def compare(results: dict[str, Result], data: Data) -> Table:
             f"{accuracy(result.logits, data.test[1]):.2%}",
             f"{result.reach:.2g}",
             saturated(result.task, data.test[0]),
-            result.curves.diagnosis.case if result.curves.diagnosis else "",
+            result.curves.diagnosis.label if result.curves.diagnosis else "",
         )
     return out
 

@@ -1,8 +1,9 @@
 """Forecasts of a real time series: LSTM and GRU beside a seasonal-naive and a linear forecast.
 
 Series: weekly CO2 at Mauna Loa with its gaps, yearly sunspots, monthly El Niño temperatures, or a column of a CSV file.
-Windows and scaling come from training data alone; the last 15 % of the series is the test. Prints the mean absolute
-error (MAE) in the series' own unit, and draws it by horizon.
+Windows and scaling come from training data alone; the last 15 % of the series is the test. The networks correct the
+linear forecast, and are told the season. Prints the mean absolute error (MAE) in the series' own unit, and draws it by
+horizon.
 
     python examples/forecast.py [--series co2 sunspots elnino | --csv FILE --period N] [--quick]
 """
@@ -25,7 +26,18 @@ from torch import Tensor, nn
 from torchmetrics.functional import mean_absolute_error
 
 import fastrnn
-from recipe import Config, InputError, SnapshotEnsemble, Task, choose_device, fit, loader, read_series
+from recipe import (
+    Config,
+    DiagnoseLoss,
+    InputError,
+    SnapshotEnsemble,
+    Task,
+    WatchGradients,
+    choose_device,
+    fit,
+    loader,
+    read_series,
+)
 from recipe.files import save_figure
 from recipe.show import console, progress, table
 
@@ -36,7 +48,7 @@ CONFIG = Config(
     clip=5.0,
     dropout=0.2,
     weight_decay=1e-4,
-    epochs=45,
+    epochs=90,
     batch=64,
     hidden=48,
 )
@@ -45,12 +57,12 @@ LAYERS = {"LSTM": fastrnn.LSTM, "GRU": fastrnn.GRU}
 
 @dataclass(frozen=True)
 class Series:
-    """values [N] with NaN in gaps; a season is `period` values, a forecast `horizon` of them from `window` before."""
+    """values [N] with NaN in gaps; a season takes `period` of them, a forecast is `horizon` from `window` before."""
 
     name: str
     unit: str
     values: np.ndarray
-    period: int
+    period: float
     window: int
     horizon: int
 
@@ -60,7 +72,7 @@ def elnino_months() -> np.ndarray:
 
 
 SERIES: dict[str, Callable[[], Series]] = {
-    "co2": lambda: Series("co2", "ppm", co2.load_pandas().data["co2"].to_numpy(), 52, 104, 26),
+    "co2": lambda: Series("co2", "ppm", co2.load_pandas().data["co2"].to_numpy(), 365.2425 / 7, 104, 26),
     "sunspots": lambda: Series(
         "sunspots", "spots", sunspots.load_pandas().data["SUNACTIVITY"].to_numpy(), 11, 33, 11
     ),
@@ -72,8 +84,8 @@ SERIES: dict[str, Callable[[], Series]] = {
 class Windows:
     """Parts of a series relative to the last value that a forecast sees, in units of the training scale.
 
-    x [N, window, 2]: values, and whether each was measured; y [N, horizon], with NaN in gaps; last [N, 1], in the
-    series' own unit.
+    x [N, window, 4]: values, whether each was measured, sine and cosine of the time of the season; y [N, horizon], with
+    NaN in gaps; last [N, 1], in the series' own unit.
     """
 
     x: Tensor
@@ -113,14 +125,16 @@ def cut(series: Series) -> tuple[Windows, Windows, Windows]:
         y = np.stack([values[i : i + series.horizon] for i in origins])
         last = seen[:, -1:]
         scale = scale or float(np.std(seen - last)) or 1.0
-        x = np.stack([(seen - last) / scale, known], -1)
+        times = origins[:, None] + np.arange(-series.window, 0)
+        phase = 2 * np.pi / series.period * times
+        x = np.stack([(seen - last) / scale, known, np.sin(phase), np.cos(phase)], -1)
         tensors = (torch.tensor(part, dtype=torch.float32) for part in (x, (y - last) / scale, last))
         parts.append(Windows(*tensors, scale))
     return parts[0], parts[1], parts[2]
 
 
 class Forecaster(nn.Module):
-    """x [B, window, 2] -> [B, horizon]: a linear forecast, corrected by a recurrent one (as in LSTNet)
+    """x [B, window, 4] -> [B, horizon]: a linear forecast, corrected by a recurrent one (as in LSTNet)
 
     linear: the least-squares forecast, which goes on learning with the rest
     """
@@ -128,7 +142,7 @@ class Forecaster(nn.Module):
     def __init__(self, layer: Callable[..., nn.RNNBase], config: Config, linear: LinearRegression) -> None:
         super().__init__()
         horizon, window = linear.coef_.shape
-        self.rnn = layer(2, config.hidden, batch_first=True)
+        self.rnn = layer(4, config.hidden, batch_first=True)
         self.head = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(config.hidden, horizon))
         self.linear = nn.Linear(window, horizon)
         with torch.no_grad():
@@ -147,14 +161,18 @@ def masked_l1(forecast: Tensor, y: Tensor) -> Tensor:
     return (forecast - y.nan_to_num()).abs().mul(measured).sum() / measured.sum().clamp(min=1)
 
 
-def forecasts(series: Series, config: Config, device: str) -> tuple[Windows, dict[str, Tensor]]:
-    """(test windows, forecasts [N, horizon] of them by method)"""
+def forecasts(
+    series: Series, config: Config, device: str
+) -> tuple[Windows, dict[str, Tensor], dict[str, DiagnoseLoss]]:
+    """(test windows, forecasts [N, horizon] of them by method, curves of the networks)"""
     train, validation, test = cut(series)
     whole = train.y.isfinite().all(1)
     if whole.sum() < 10:
         raise InputError(f"{series.name}: too few training windows without a gap in their target")
     linear = LinearRegression().fit(train.x[whole, :, 0].numpy(), train.y[whole].numpy())
-    season = [series.window - series.period + h % series.period for h in range(series.horizon)]
+    period = round(series.period)
+    season = [series.window - period + h % period for h in range(series.horizon)]
+    curves = {name: DiagnoseLoss() for name in LAYERS}
     results = {
         "seasonal naive": test.x[:, season, 0],
         "linear": torch.tensor(linear.predict(test.x[..., 0].numpy()), dtype=torch.float32),
@@ -169,9 +187,10 @@ def forecasts(series: Series, config: Config, device: str) -> tuple[Windows, dic
                 loader(train.x, train.y, config.batch, shuffle=True),
                 loader(validation.x, validation.y, 512),
             )
-            fit(task, *loaders, [snapshots], device, lambda line=line: bar.advance(line))
+            callbacks = [snapshots, curves[name], WatchGradients(every=0)]
+            fit(task, *loaders, callbacks, device, lambda line=line: bar.advance(line))
             results[name] = snapshots.predict(task, test.x)
-    return test, results
+    return test, results, curves
 
 
 def draw(series: Series, test: Windows, results: dict[str, Tensor], path: Path) -> None:
@@ -215,16 +234,18 @@ def main() -> None:
         else:
             chosen = [SERIES[name]() for name in args.series]
         for series in chosen:
-            test, results = forecasts(series, config, device)
+            test, results, curves = forecasts(series, config, device)
             gaps = int(np.isnan(series.values).sum())
             out = table(
                 f"{series.name}: {len(series.values)} values, {gaps} missing; {len(test.x)} forecasts of "
                 f"{series.horizon} steps",
                 "forecast",
                 f"MAE, {series.unit}",
+                "the curves say",
             )
             for name, forecast in results.items():
-                out.add_row(name, f"{test.mae(forecast).mean():.3f}")
+                diagnosis = curves[name].diagnosis if name in curves else None
+                out.add_row(name, f"{test.mae(forecast).mean():.3f}", diagnosis.label if diagnosis else "")
             console.print(out)
             errors = {name: float(test.mae(forecast).mean()) for name, forecast in results.items()}
             best = min(errors["seasonal naive"], errors["linear"])
@@ -234,7 +255,7 @@ def main() -> None:
             path = args.out / f"forecast_{series.name}.png"
             draw(series, test, results, path)
             console.print(f"wrote {path}")
-    except InputError as fault:
+    except (FloatingPointError, InputError) as fault:
         raise SystemExit(f"forecast: {fault}") from None
 
 

@@ -39,7 +39,7 @@ def run(model: str, config: Config, data: Data) -> dict[str, Any]:
         "score": accuracy(result.task.predict(images), labels),
         "train": result.curves.train,
         "validation": result.curves.validation,
-        "case": diagnosis.case if diagnosis else "",
+        "case": diagnosis.label if diagnosis else "",
         "seconds": result.seconds,
     }
 

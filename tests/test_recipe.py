@@ -17,6 +17,8 @@ for name in ("lightning", "matplotlib", "rich", "sklearn", "torchmetrics"):
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
+from lightning.pytorch.callbacks import Callback  # noqa: E402
+
 from recipe import (  # noqa: E402
     Config,
     DiagnoseLoss,
@@ -69,6 +71,17 @@ def test_diagnose_names_the_case(train, validation, case):
     diagnosis = diagnose(train, validation)
     assert diagnosis.case == case
     assert diagnosis.advice in str(diagnosis)
+
+
+def test_diagnose_tells_convergence_from_a_bottleneck():
+    levelled = [2.0 * 0.5**i for i in range(7)] + [0.03] * 12
+    stuck = [2.0 + 0.001 * (-1) ** i for i in range(24)]
+    risen = [*levelled[:7], *[0.8] * 12]
+    assert diagnose(levelled, levelled).label == "bottleneck (converged)"
+    assert "stop here" in diagnose(levelled, levelled).advice
+    assert "regularisation" in diagnose([v / 10 for v in levelled], levelled).advice
+    for curve in (stuck, risen):
+        assert diagnose(curve, curve).label == "bottleneck"
 
 
 def test_diagnose_is_robust_to_a_spike():
@@ -160,7 +173,7 @@ def test_hidden_gradients_match_a_hand_made_chain():
     torch.testing.assert_close(norms["layer 0"], wanted.detach())
 
 
-@pytest.mark.parametrize("fault", ["input", "parameter", "h_t", "loss"])
+@pytest.mark.parametrize("fault", ["input", "target", "parameter", "h_t", "loss"])
 def test_watch_gradients_stops_and_names_the_place(fault):
     config = Config(epochs=2, batch=8)
     torch.manual_seed(0)
@@ -170,6 +183,8 @@ def test_watch_gradients_stops_and_names_the_place(fault):
     x, y = torch.randn(8, 6, 3), torch.randn(8, 1)
     if fault == "input":
         x[2, 4, 1] = float("nan")
+    if fault == "target":
+        y[3, 0] = float("inf")
     if fault == "parameter":
         task.model.head.weight.data[0, 0] = float("inf")
     if fault == "h_t":
@@ -178,6 +193,7 @@ def test_watch_gradients_stops_and_names_the_place(fault):
         task.criterion = lambda a, b: (a * 0).log().mean()
     match = {
         "input": r"step 0: the input holds NaN at \[.*4, 1\]",
+        "target": r"step 0: the target holds Inf at \[.*0\]",
         "parameter": "step 0: the parameter model.head.weight holds Inf",
         "h_t": "h_t of model.rnn.layer 0 holds (Inf|NaN) from time step [1-5] on.*likely cause: exploding",
         "loss": "the loss is Inf though every h_t is finite",
@@ -235,6 +251,46 @@ def test_schedules(schedule):
         parts.append(other.predict(x))
     torch.testing.assert_close(snapshots.predict(task, x), torch.stack(parts).mean(0))
     torch.testing.assert_close(task.predict(x), before)
+
+
+class Weights(Callback):
+    """All weights in one row, before the first update and after each."""
+
+    def __init__(self) -> None:
+        self.rows: list[torch.Tensor] = []
+
+    def on_train_start(self, trainer, task):
+        self.rows.append(nn.utils.parameters_to_vector(task.parameters()).detach().clone())
+
+    def on_train_batch_end(self, trainer, task, *rest):
+        self.on_train_start(trainer, task)
+
+
+def run_watched(**settings):
+    """(task, its weights as they came, without what a callback put in their place at the end)"""
+    torch.manual_seed(0)
+    config = Config(epochs=3, batch=4, **settings)
+    task = Task(Last(fastrnn.GRU(3, 4, batch_first=True), 4), config, nn.functional.mse_loss)
+    weights = Weights()
+    data = loader(torch.randn(8, 5, 3), 100 * torch.randn(8, 1), 4)
+    fit(task, data, data, [weights], "cpu")
+    return task, torch.stack(weights.rows)
+
+
+@pytest.mark.parametrize("clip", [0.0, 5.0, 15.0])
+def test_clipping_bounds_the_norm_of_all_gradients(clip):
+    _, weights = run_watched(optimizer="sgd", momentum=0.0, lr=1e-4, clip=clip)
+    lengths = weights.diff(dim=0).norm(dim=1) / 1e-4
+    assert lengths.min() > 20 if clip == 0 else lengths.tolist() == pytest.approx([clip] * 6, rel=1e-2)
+
+
+def test_averaging_keeps_the_moving_average_of_the_weights():
+    task, weights = run_watched(lr=0.1, averaging=0.7)
+    average = weights[1]
+    for row in weights[2:]:
+        average = 0.7 * average + 0.3 * row
+    torch.testing.assert_close(nn.utils.parameters_to_vector(task.parameters()).detach(), average)
+    assert (average - weights[-1]).abs().max() > 0.01
 
 
 def test_last_smaller_batch_is_kept():

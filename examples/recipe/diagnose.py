@@ -44,15 +44,24 @@ class Diagnosis:
     validation: str
     train_change: float
     validation_change: float
-    epochs: int
+    points: int
+    converged: bool = False  # validation loss is flat at its lowest, well below where it began
+    gap: float = 0.0  # once converged: how far training loss is below, relative to validation loss
+
+    @property
+    def label(self) -> str:
+        return f"{self.case} (converged)" if self.converged else self.case
 
     @property
     def advice(self) -> str:
-        return ADVICE[self.case]
+        if not self.converged:
+            return ADVICE[self.case]
+        aim = "regularisation" if self.gap > 0.5 else "more units, other inputs"
+        return f"stop here; if that is not low enough, {aim} (training loss is {self.gap:.0%} below)"
 
     def __str__(self) -> str:
         return (
-            f"{self.case}: over the last {self.epochs} epochs training loss is {self.train} "
+            f"{self.label}: over the last {self.points} values training loss is {self.train} "
             f"({self.train_change:+.0%}), validation loss {self.validation} ({self.validation_change:+.0%}). "
             f"Try: {self.advice}."
         )
@@ -74,6 +83,13 @@ def trend(losses: Sequence[float], tolerance: float = 0.05) -> tuple[str, float]
     return (RISING if change > 0 else FALLING), change
 
 
+def settled(losses: Sequence[float], window: int, tolerance: float) -> bool:
+    """Whether the last window of a curve is at the lowest level of all, and below half of where the curve began."""
+    curve = np.asarray(losses, dtype=float)
+    levels = np.median(np.lib.stride_tricks.sliding_window_view(curve, window), axis=1)
+    return bool(levels[-1] <= (1 + tolerance) * levels.min() and levels[-1] < 0.5 * curve[0])
+
+
 def diagnose(
     train: Sequence[float], validation: Sequence[float], window: int = 10, tolerance: float = 0.05
 ) -> Diagnosis:
@@ -84,8 +100,10 @@ def diagnose(
         raise ValueError("a diagnosis needs 4 epochs or more")
     left, left_change = trend(train[-window:], tolerance)
     right, right_change = trend(validation[-window:], tolerance)
-    epochs = min(window, len(train))
-    return Diagnosis(CASES[left, right], left, right, left_change, right_change, epochs)
+    points = min(window, len(train))
+    done = left != RISING and right == FLAT and settled(validation, points, tolerance)
+    gap = 1 - float(np.median(train[-window:]) / max(np.median(validation[-window:]), 1e-12)) if done else 0.0
+    return Diagnosis(CASES[left, right], left, right, left_change, right_change, points, done, gap)
 
 
 class DiagnoseLoss(Callback):

@@ -119,11 +119,9 @@ class WatchGradients(Callback):
 
 def locate(task: Any, batch: Sequence[Tensor]) -> str:
     """Where NaN or Inf begins in the loss of a batch or its gradients, and the likely cause."""
-    for what, tensor in zip(("input", "target"), batch, strict=False):
-        if not tensor.isfinite().all():
-            place = (~tensor.isfinite()).nonzero()[0].tolist()
-            cause = "missing values or a division in the data"
-            return f"the {what} holds {_kind(tensor)} at {place}; likely cause: {cause}"
+    x, y = batch
+    if not x.isfinite().all():
+        return _in_data("input", x)
     for name, parameter in task.named_parameters():
         if not parameter.isfinite().all():
             cause = "the last update, a learning rate too high"
@@ -138,6 +136,8 @@ def locate(task: Any, batch: Sequence[Tensor]) -> str:
                         "from a learning rate too high or an unbounded activation: lower the rate, use tanh"
                     )
         if not loss.isfinite():
+            if not y.isfinite().all():  # gaps that the loss leaves out do no harm
+                return _in_data("target", y)
             cause = "the loss itself, a log or a division"
             return f"the loss is {_kind(loss)} though every h_t is finite; likely cause: {cause}"
         flat = [h for hidden in record.values() for h in hidden] or [loss]  # a model without recurrent layers
@@ -150,6 +150,13 @@ def locate(task: Any, batch: Sequence[Tensor]) -> str:
                         "cause: exploding gradients: shorter sequences, a gated cell, or smaller weights"
                     )
     return "the gradient of a parameter overflows though every h_t and its gradient are finite; scale the loss down"
+
+
+def _in_data(what: str, tensor: Tensor) -> str:
+    place = (~tensor.isfinite()).nonzero()[0].tolist()
+    return (
+        f"the {what} holds {_kind(tensor)} at {place}; likely cause: missing values or a division in the data"
+    )
 
 
 def _kind(tensor: Tensor) -> str:
