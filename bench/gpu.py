@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +227,7 @@ def time_block(call: Callable[[], object], seconds: float, guess: float) -> list
         call()
     marks[-1].record()
     marks[-1].synchronize()
-    return [a.elapsed_time(b) / 1e3 for a, b in zip(marks, marks[1:], strict=False)]
+    return [a.elapsed_time(b) / 1e3 for a, b in pairwise(marks)]
 
 
 def measure(point: Point, rounds: int, seconds: float) -> Found:
@@ -323,7 +323,9 @@ def summary(results: list[Found]) -> list[str]:
             what = "forward and backward" if training else "forward"
             if chosen:
                 mean, least = geometric_mean(chosen), min(chosen)
-                lines.append(f"{way:6}{what:22}{where:30}{len(chosen):4} points, mean {mean:.2f}, least {least:.2f}")
+                lines.append(
+                    f"{way:6}{what:22}{where:30}{len(chosen):4} points, mean {mean:.2f}, least {least:.2f}"
+                )
     for found in results:
         if found.point in TARGETS:
             steps = {way: 1e6 * value / found.point.time for way, value in found.seconds.items()}

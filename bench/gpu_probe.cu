@@ -87,7 +87,7 @@ int main() {
     }
     constexpr int kLaunches = 2000;
     std::printf("\"launch_us\": %.4f}\n", microseconds([] {
-                    for (int i = 0; i < kLaunches; ++i) nothing<<<1, kThreads>>>();
-                }) / kLaunches);
+                                              for (int i = 0; i < kLaunches; ++i) nothing<<<1, kThreads>>>();
+                                          }) / kLaunches);
     return 0;
 }

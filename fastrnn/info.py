@@ -1,9 +1,12 @@
-"""``python -m fastrnn.info``: what is installed and what the kernels run with; with ``--explain``, what the CUDA kernels
-would do with a layer."""
+"""``python -m fastrnn.info``: what is installed and what the kernels run with.
+
+With ``--explain``, what the CUDA kernels would do with a layer.
+"""
 
 import argparse
 import os
 import platform
+from typing import Any
 
 import torch
 
@@ -18,7 +21,9 @@ def _cuda() -> str:
         build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
         return f"no (compiled, but torch, built with {build}, finds no usable device)"
     if not _ops.device_has_kernels("cuda"):
-        return f"off (torch's own serve {torch.cuda.get_device_name()}; FASTRNN_CUDA_ENGINE turns fastrnn's on)"
+        return (
+            f"off (torch's own serve {torch.cuda.get_device_name()}; FASTRNN_CUDA_ENGINE turns fastrnn's on)"
+        )
     return f"yes ({torch.cuda.get_device_name()}, FASTRNN_CUDA_ENGINE={_ops.cuda_engine})"
 
 
@@ -51,7 +56,7 @@ def describe() -> dict[str, str]:
 def cuda_properties() -> tuple[str, list[int]]:
     """Name and properties of the current CUDA device."""
     index = torch.cuda.current_device()
-    found = torch.cuda.get_device_properties(index)
+    found: Any = torch.cuda.get_device_properties(index)  # torch's stubs lack some
     numbers = [10 * found.major + found.minor, found.multi_processor_count]
     return found.name, [*numbers, found.shared_memory_per_block_optin, found.L2_cache_size]
 
