@@ -34,6 +34,7 @@ test:
 	@$(MAKE) --no-print-directory test-cpp
 	@$(MAKE) --no-print-directory test-sanitized
 	@$(MAKE) --no-print-directory test-install
+	@$(MAKE) --no-print-directory test-emulated
 	@$(MAKE) --no-print-directory test-wheel
 	@$(MAKE) --no-print-directory test-python
 
@@ -76,7 +77,6 @@ test-wheel: $(VENV)/.extension $(VENV)/.audit
 test-python: $(VENV)/.extension $(VENV)/.test $(VENV)/.examples
 	@echo "-- Python tests"
 	@$(PY) -m pytest $(PYTESTFLAGS)
-
 
 # the ops on the text of the CUDA kernels, compiled for the CPU
 test-emulated: $(VENV)/.torch $(VENV)/.test

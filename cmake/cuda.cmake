@@ -42,7 +42,7 @@ target_compile_options(fastrnn_cuda_kernels PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:
     -Werror=all-warnings -Xcompiler=-Wall,-Wextra>)
 target_include_directories(fastrnn_cuda_kernels PUBLIC
     $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/csrc/include>
-    $<BUILD_INTERFACE:${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES}>
+    "$<BUILD_INTERFACE:${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES}>"
     $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
 set_target_properties(fastrnn_cuda_kernels PROPERTIES CUDA_RUNTIME_LIBRARY Static EXPORT_NAME cuda_kernels)
 set(FASTRNN_HAS_CUDA TRUE)
