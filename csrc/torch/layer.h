@@ -9,6 +9,7 @@
 
 #include "checks.h"
 #include "fastrnn/kernels.h"
+#include "workspace.h"
 
 namespace fastrnn {
 namespace {
@@ -260,7 +261,12 @@ struct Layer {
     }
     Tensor nothing() const { return empty(x, {0}, dtype_code); }
     Tensor empty_reserve() const {
-        return empty(x, {shape.directions, shape.rows, saved_values(cell), padded_units(shape.hidden)}, reserve_code);
+        Tensor reserve =
+            empty(x, {shape.directions, shape.rows, saved_values(cell), padded_units(shape.hidden)}, reserve_code);
+        if (x.is_cpu()) {
+            prefer_huge_pages(reserve.data_ptr(), static_cast<size_t>(reserve.numel()) * reserve.element_size());
+        }
+        return reserve;
     }
     Tensor no_reserve() const { return empty(x, {0}, reserve_code); }
 
