@@ -11,7 +11,7 @@ step, and then the states and their gradients lack their first dimension. states
 c0 [D, B, H], or None for zeros; packed input needs h0. weights are torch's flat list of the layer. Without training the
 matrices may be bfloat16, or int8 as :mod:`fastrnn.quantized` packs them, with the scales of w_ih and w_hh behind the
 other weights of the direction; x and the rest are then float32. y has x's layout and D*R features. reserve
-[D, N, S, H rounded up to 16] is what backward needs to know, [0] without training. A gradient of an output may be None;
+[D, N, S, padded_units(H)] is what backward needs to know, [0] without training. A gradient of an output may be None;
 gradients that are not needed come back with shape [0].
 """
 
@@ -41,7 +41,6 @@ Options = tuple[bool | str, ...]  # has_biases, batch_first, bidirectional and t
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 STATES = {"lstm": 2, "gru": 1, "rnn": 1}
 _SAVED = {"lstm": 5, "gru": 4, "rnn": 0}  # S; a GRU that resets before the product keeps one value less
-_RESERVE_ALIGNMENT = 16
 
 _ops = torch.ops.fastrnn
 _FORWARD = {
@@ -163,6 +162,12 @@ def cuda_plan(
     return str(_ops.cuda_plan(cell, dtype, sizes, backward, wanted, device, properties))
 
 
+def padded_units(hidden: int) -> int:
+    """The units of a row in the reserve, as csrc/include/fastrnn/kernels.h has them."""
+    aligned = -(-hidden // 16) * 16
+    return aligned + 16 if aligned > 0 and aligned % 256 == 0 else aligned
+
+
 def _sizes(
     cell: str, x: Tensor, h0: State, weights: Sequence[Tensor], packed: bool, batch_first: bool
 ) -> tuple[int, ...]:
@@ -199,9 +204,8 @@ def _fake_forward(cell: str, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     single = x.dim() == 2 and not packed
     rows = x.shape[0] if x.dim() == 2 else x.shape[0] * x.shape[1]
     saved = _SAVED[cell] if options[0] is not False else _SAVED[cell] - 1
-    units = -(-hidden // _RESERVE_ALIGNMENT) * _RESERVE_ALIGNMENT
     reserve = x.new_empty(
-        (directions, rows, saved, units) if training else (0,),
+        (directions, rows, saved, padded_units(hidden)) if training else (0,),
         dtype=torch.float64 if x.dtype == torch.float64 else torch.float32,
     )
     y = x.new_empty((*x.shape[:-1], directions * recurrent))

@@ -40,7 +40,10 @@ FASTRNN_INLINE constexpr int64_t round_up(int64_t value, int64_t multiple) {
 FASTRNN_INLINE constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // the units of a row in the reserve, as padded_units
-FASTRNN_INLINE constexpr int64_t reserve_units(int64_t hidden) { return round_up(hidden, kUnitAlignment); }
+FASTRNN_INLINE constexpr int64_t reserve_units(int64_t hidden) {
+    const int64_t aligned = round_up(hidden, kUnitAlignment);
+    return aligned > 0 && aligned % kStridePeriod == 0 ? aligned + kUnitAlignment : aligned;
+}
 
 constexpr int kThreads = 256;  // of every block
 

@@ -175,7 +175,7 @@ struct Layer {
         const auto check_matrix = [&](const char* name, const Tensor& w, int64_t length) {
             if (!scaled) return check_shape(name, w, {gates * shape.hidden, length});
             check_shape(name, w,
-                        {padded_units(shape.hidden) / kUnitAlignment, (length + 3) / 4, gates, kUnitAlignment, 4});
+                        {aligned_units(shape.hidden) / kUnitAlignment, (length + 3) / 4, gates, kUnitAlignment, 4});
         };
         for (int d = 0; d < shape.directions; ++d) {
             Tensor* w = &weights[static_cast<size_t>(d * weights_per_direction)];

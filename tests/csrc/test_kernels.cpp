@@ -173,6 +173,8 @@ void test_threads() {
         test({cell, Activation::tanh, 12, 1, 9, hidden, 0, 1, {}, true, true});
         test({cell, Activation::tanh, 3, 7, 40, hidden, 0, 1, falling_batch_sizes(3, 7), true, true});
         test({cell, Activation::tanh, 2, 3, 40, hidden, 0, 2, {}, true, false});
+        // rows further apart than they are long
+        test({cell, Activation::tanh, 3, 2, 5, 256, 0, 2, falling_batch_sizes(3, 2), true, true});
         test({cell, Activation::tanh, 90, 6, 9, 40, 0, 2, {}, true, true});
     }
     test({Cell::lstm, Activation::tanh, 3, 5, 60, 150, 70, 1, {}, true, true});

@@ -26,11 +26,17 @@ enum class Cell {
 // The function of the candidate and, for an LSTM, of the cell state at the output. RNN cells ignore it.
 enum class Activation { tanh, softsign, relu, hardtanh };
 
-// hidden units are padded to this multiple in the reserve, on every instruction set and for every type
-inline constexpr int64_t kUnitAlignment = 16;
+// Hidden units are padded to a multiple of kUnitAlignment on every instruction set and for every type, and once more
+// where that is a multiple of kStridePeriod: rows so far apart share few sets of the first-level cache, which cost a
+// float32 LSTM of H 1024 15 per cent and one of H 512 5 per cent.
+inline constexpr int64_t kUnitAlignment = 16, kStridePeriod = 256;
 
-inline constexpr int64_t padded_units(int64_t hidden) {
+inline constexpr int64_t aligned_units(int64_t hidden) {
     return (hidden + kUnitAlignment - 1) / kUnitAlignment * kUnitAlignment;
+}
+inline constexpr int64_t padded_units(int64_t hidden) {
+    const int64_t aligned = aligned_units(hidden);
+    return aligned > 0 && aligned % kStridePeriod == 0 ? aligned + kUnitAlignment : aligned;
 }
 
 // How the matrices of weights are stored. Both of the smaller formats go with float32 and the forward pass alone.
@@ -43,7 +49,7 @@ enum class WeightFormat {
 // bytes of an int8 matrix [G*H, length]: [blocks of kUnitAlignment units, length / 4 rounded up, G, units, 4], zero
 // beyond the last unit and the last column; row g * H + u is gate g's of unit u
 inline constexpr int64_t packed_int8(int64_t gates, int64_t hidden, int64_t length) {
-    return gates * padded_units(hidden) * ((length + 3) / 4 * 4);
+    return gates * aligned_units(hidden) * ((length + 3) / 4 * 4);
 }
 
 inline constexpr int gate_count(Cell cell) {
