@@ -50,7 +50,7 @@ CONFIG = Config(
     weight_decay=1e-4,
     epochs=90,
     batch=64,
-    hidden=48,
+    hidden=96,
 )
 LAYERS = {"LSTM": fastrnn.LSTM, "GRU": fastrnn.GRU}
 
@@ -65,6 +65,7 @@ class Series:
     period: float
     window: int
     horizon: int
+    linear_learns: bool = True  # the linear part of the networks goes on learning with the rest
 
 
 def elnino_months() -> np.ndarray:
@@ -76,7 +77,8 @@ SERIES: dict[str, Callable[[], Series]] = {
     "sunspots": lambda: Series(
         "sunspots", "spots", sunspots.load_pandas().data["SUNACTIVITY"].to_numpy(), 11, 33, 11
     ),
-    "elnino": lambda: Series("elnino", "°C", elnino_months(), 12, 24, 6),
+    # by validation error: 0.78 °C against 0.80 where it learns
+    "elnino": lambda: Series("elnino", "°C", elnino_months(), 12, 24, 6, linear_learns=False),
 }
 
 
@@ -136,15 +138,17 @@ def cut(series: Series) -> tuple[Windows, Windows, Windows]:
 class Forecaster(nn.Module):
     """x [B, window, 4] -> [B, horizon]: a linear forecast, corrected by a recurrent one (as in LSTNet)
 
-    linear: the least-squares forecast, which goes on learning with the rest
+    linear: the least-squares forecast
     """
 
-    def __init__(self, layer: Callable[..., nn.RNNBase], config: Config, linear: LinearRegression) -> None:
+    def __init__(
+        self, layer: Callable[..., nn.RNNBase], config: Config, linear: LinearRegression, linear_learns: bool
+    ) -> None:
         super().__init__()
         horizon, window = linear.coef_.shape
         self.rnn = layer(4, config.hidden, batch_first=True)
         self.head = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(config.hidden, horizon))
-        self.linear = nn.Linear(window, horizon)
+        self.linear = nn.Linear(window, horizon).requires_grad_(linear_learns)
         with torch.no_grad():
             self.linear.weight.copy_(torch.from_numpy(linear.coef_))
             self.linear.bias.copy_(torch.from_numpy(linear.intercept_))
@@ -181,7 +185,8 @@ def forecasts(
         for name, layer in LAYERS.items():
             line = bar.add_task(f"{series.name} {name}", total=config.epochs)
             L.seed_everything(config.seed, verbose=False)
-            task = Task(Forecaster(layer, config, linear), config, masked_l1)
+            model = Forecaster(layer, config, linear, series.linear_learns)
+            task = Task(model, config, masked_l1)
             snapshots = SnapshotEnsemble()
             loaders = (
                 loader(train.x, train.y, config.batch, shuffle=True),
