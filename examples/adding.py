@@ -33,10 +33,13 @@ LAYERS: dict[str, Callable[[int, int], nn.RNNBase]] = {
     "LSTM": fastrnn.LSTM,
     "GRU": fastrnn.GRU,
 }
-RATES = {"RNN relu": 5e-4}  # h may grow without bound: a larger step explodes
 RATE = 5e-3
 BATCH = 50
 STEPS_PER_EPOCH = 50
+
+
+def learning_rate(name: str, length: int) -> float:
+    return min(5e-4, 0.1 / length) if name == "RNN relu" else RATE  # whose h may grow without bound
 
 
 def remember(rnn: nn.RNNBase, length: int) -> None:
@@ -91,29 +94,27 @@ class Fresh(IterableDataset[tuple[Tensor, Tensor]]):
 
 
 def run(name: str, length: int, steps: int, hidden: int, advance: Callable[[], None]) -> dict[str, Any]:
+    """A run that NaN or Inf stops has a fault in the place of its errors."""
     epochs = max(1, steps // STEPS_PER_EPOCH)
-    rate = RATES.get(name, RATE)
+    rate = learning_rate(name, length)
     config = Config(lr=rate, clip=1.0, schedule="cosine", epochs=epochs, batch=BATCH, hidden=hidden)
     L.seed_everything(config.seed, verbose=False)
     task = Task(Adder(LAYERS[name], hidden, length), config, nn.functional.mse_loss)
     held = torch.Generator().manual_seed(2)
     watch = WatchGradients(every=max(1, epochs * STEPS_PER_EPOCH // 10))
-    fit(
-        task,
-        DataLoader(Fresh(length), batch_size=None),
-        loader(*sequences(200, length, held), 200),
-        [watch],
-        "cpu",
-        advance,
-    )
-    x, y = sequences(500, length, held)
-    error = task.predict(x) - y
-    return {
-        "mse": float(error.square().mean()),
-        "accuracy": float(error.abs().lt(0.1).float().mean()),
-        "norms": torch.stack(watch.norms["model.rnn.layer 0"]).tolist(),
-        "steps": watch.steps,
-    }
+    train = DataLoader(Fresh(length), batch_size=None)
+    validation = loader(*sequences(200, length, held), 200)
+    result: dict[str, Any] = {}
+    try:
+        fit(task, train, validation, [watch], "cpu", advance)
+        x, y = sequences(500, length, held)
+        error = task.predict(x) - y
+        result["mse"] = float(error.square().mean())
+        result["accuracy"] = float(error.abs().lt(0.1).float().mean())
+    except FloatingPointError as fault:
+        result["fault"] = str(fault)
+    norms = torch.stack(watch.norms["model.rnn.layer 0"]).tolist()
+    return result | {"norms": norms, "steps": watch.steps}
 
 
 def draw(results: dict[tuple[int, str], dict[str, Any]], lengths: list[int], path: Path) -> None:
@@ -133,7 +134,8 @@ def draw(results: dict[tuple[int, str], dict[str, Any]], lengths: list[int], pat
                 relative, aspect="auto", vmin=-8, vmax=2, cmap="magma", interpolation="nearest"
             )
             axis.set_yticks(range(len(result["steps"])), result["steps"], fontsize="x-small")
-            axis.set_title(f"{name}, T {length}: {result['accuracy']:.0%}", fontsize="medium")
+            reached = f"{result['accuracy']:.0%}" if "accuracy" in result else "stopped"
+            axis.set_title(f"{name}, T {length}: {reached}", fontsize="medium")
         row[0].set_ylabel("training step")
     for axis in axes[-1]:
         axis.set_xlabel("time step t")
@@ -168,16 +170,20 @@ def main() -> None:
                     bar.update(line, completed=bar.tasks[line].total)
                     results[length, name] = result
                     norms = result["norms"][-1]
+                    stopped = "fault" in result
                     out.add_row(
                         name,
                         str(length),
-                        f"{result['mse']:.4f}",
-                        f"{result['accuracy']:.1%}",
+                        "stopped" if stopped else f"{result['mse']:.4f}",
+                        "" if stopped else f"{result['accuracy']:.1%}",
                         f"{norms[0] / max(norms[-1], 1e-30):.1e}",
                     )
-    except (FloatingPointError, InputError) as fault:
+    except InputError as fault:
         raise SystemExit(f"adding: {fault}") from None
     console.print(out)
+    for (length, name), result in results.items():
+        if "fault" in result:
+            console.print(f"{name}, T {length}: {result['fault']}", style="red")
     draw(results, args.lengths, args.out / "adding.png")
     console.print(f"wrote {args.out / 'adding.png'}")
 

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -200,6 +201,16 @@ def test_watch_gradients_stops_and_names_the_place(fault):
     }[fault]
     with pytest.raises(FloatingPointError, match=match):
         fit(task, loader(x, y, 8), loader(x.nan_to_num(), y, 8), [WatchGradients(every=0)], "cpu")
+
+
+def test_a_run_that_explodes_has_a_fault_in_the_place_of_its_errors(monkeypatch):
+    import adding
+
+    monkeypatch.setattr(adding, "learning_rate", lambda name, length: 1e12)
+    result = adding.run("RNN relu", 20, 2 * adding.STEPS_PER_EPOCH, 8, lambda: None)
+    assert re.match(r"step \d+: .* holds (Inf|NaN)", result["fault"])
+    assert "accuracy" not in result
+    assert len(result["norms"]) == len(result["steps"]) > 0
 
 
 def test_watch_gradients_keeps_norms_by_time_step():

@@ -4,6 +4,12 @@
 #include <omp.h>
 #include <sched.h>
 
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <cstdint>
 
 #include "../cells/inline.h"
@@ -12,7 +18,8 @@ namespace fastrnn {
 namespace {
 
 struct alignas(64) Flag {  // a cache line of its own: written by one thread, read by its team
-    int64_t generation;
+    uint32_t generation;
+    uint32_t sleepers;  // threads that wait for it in the kernel
 };
 
 FASTRNN_INLINE void relax() {
@@ -33,24 +40,45 @@ class Team {
     void wait() {
         if (size_ == 1) return;
         ++generation_;
-        __atomic_store_n(&flags_[rank_].generation, generation_, __ATOMIC_RELEASE);
+        Flag& own = flags_[rank_];
+        // in one order with sleep(): either the sleeper sees the generation, or it is seen here
+        __atomic_store_n(&own.generation, generation_, __ATOMIC_SEQ_CST);
+        if (__atomic_load_n(&own.sleepers, __ATOMIC_SEQ_CST)) wake(own);
         for (int other = 0; other < size_; ++other) {
             if (other == rank_) continue;
-            for (int spins = 0; __atomic_load_n(&flags_[other].generation, __ATOMIC_ACQUIRE) < generation_; ++spins) {
-                if (spins < kSpins) {
-                    relax();
-                } else {
-                    sched_yield();  // the core has other work: let it run
-                }
+            for (int spins = 0; !reached(__atomic_load_n(&flags_[other].generation, __ATOMIC_ACQUIRE)); ++spins) {
+                spins < kSpins ? relax() : sleep(flags_[other]);
             }
         }
     }
 
    private:
-    static constexpr int kSpins = 2000;
+    static constexpr int kSpins = 2000;  // some 30 us
+
+    bool reached(uint32_t generation) const { return static_cast<int32_t>(generation - generation_) >= 0; }
+
+#if defined(__linux__)
+    // The core has other work, or the member has none. A thread that sleeps is run as soon as it is woken; one that
+    // spins or yields waits for its turn behind that work, a few milliseconds a step.
+    void sleep(Flag& flag) const {
+        __atomic_fetch_add(&flag.sleepers, 1, __ATOMIC_SEQ_CST);
+        const uint32_t seen = __atomic_load_n(&flag.generation, __ATOMIC_SEQ_CST);
+        if (!reached(seen)) {
+            syscall(SYS_futex, &flag.generation, FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr, 0);
+        }
+        __atomic_fetch_sub(&flag.sleepers, 1, __ATOMIC_SEQ_CST);
+    }
+    static void wake(Flag& flag) {
+        syscall(SYS_futex, &flag.generation, FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0);
+    }
+#else
+    void sleep(Flag&) const { sched_yield(); }
+    static void wake(Flag&) {}
+#endif
+
     Flag* flags_ = nullptr;  // [size], zero at the start
     int rank_ = 0, size_ = 1;
-    int64_t generation_ = 0;
+    uint32_t generation_ = 0;
 };
 
 struct Range {

@@ -1,5 +1,6 @@
 // The barrier between two steps: what each thread wrote before it is seen by all after it. Threads of its own, so that
 // the thread sanitizer, to which OpenMP's are unknown, can follow them.
+#include <chrono>
 #include <thread>
 #include <vector>
 
@@ -8,12 +9,14 @@
 
 namespace {
 
-void test_rounds(int threads, int rounds) {
-    std::vector<fastrnn::Flag> flags(static_cast<size_t>(threads), fastrnn::Flag{0});
+// late: the last member comes so late each time that the others have gone to sleep
+void test_rounds(int threads, int rounds, bool late = false) {
+    std::vector<fastrnn::Flag> flags(static_cast<size_t>(threads), fastrnn::Flag{});
     std::vector<long> values(static_cast<size_t>(threads), 0), wrong(static_cast<size_t>(threads), 0);
     const auto work = [&](int rank) {
         fastrnn::Team team(flags.data(), rank, threads);
         for (long round = 1; round <= rounds; ++round) {
+            if (late && rank == threads - 1) std::this_thread::sleep_for(std::chrono::milliseconds(2));
             values[static_cast<size_t>(rank)] = round * 1000 + rank;
             team.wait();
             for (int other = 0; other < threads; ++other) {
@@ -36,5 +39,6 @@ void test_rounds(int threads, int rounds) {
 
 int main() {
     for (int threads : {1, 2, 3, 8}) test_rounds(threads, threads <= 2 ? 20000 : 500);
+    for (int threads : {2, 5}) test_rounds(threads, 50, true);
     return fastrnn_test::finish();
 }
