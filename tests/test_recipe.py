@@ -174,7 +174,7 @@ def test_hidden_gradients_match_a_hand_made_chain():
     torch.testing.assert_close(norms["layer 0"], wanted.detach())
 
 
-@pytest.mark.parametrize("fault", ["input", "target", "parameter", "h_t", "loss"])
+@pytest.mark.parametrize("fault", ["input", "target", "parameter", "h_t", "large", "loss"])
 def test_watch_gradients_stops_and_names_the_place(fault):
     config = Config(epochs=2, batch=8)
     torch.manual_seed(0)
@@ -190,6 +190,8 @@ def test_watch_gradients_stops_and_names_the_place(fault):
         task.model.head.weight.data[0, 0] = float("inf")
     if fault == "h_t":
         task.model.rnn.weight_hh_l0.data.fill_(1e20)
+    if fault == "large":
+        task.model.rnn.weight_hh_l0.data.fill_(1e5)
     if fault == "loss":
         task.criterion = lambda a, b: (a * 0).log().mean()
     match = {
@@ -197,6 +199,7 @@ def test_watch_gradients_stops_and_names_the_place(fault):
         "target": r"step 0: the target holds Inf at \[.*0\]",
         "parameter": "step 0: the parameter model.head.weight holds Inf",
         "h_t": "h_t of model.rnn.layer 0 holds (Inf|NaN) from time step [1-5] on.*likely cause: exploding",
+        "large": r"the loss is Inf for h_t of up to \de\+\d\d; likely cause: exploding",
         "loss": "the loss is Inf though every h_t is finite",
     }[fault]
     with pytest.raises(FloatingPointError, match=match):

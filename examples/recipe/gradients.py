@@ -13,6 +13,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 import fastrnn
 
+_LARGE = 1e6  # more than any h_t that is of use
+_EXPLODING = "exploding activations, from a learning rate too high or an unbounded activation: lower the rate, use tanh"
+
 Record = dict[str, list[Tensor]]  # h_t [B, H] of each layer, in time's order
 
 
@@ -131,13 +134,13 @@ def locate(task: Any, batch: Sequence[Tensor]) -> str:
         for name, hidden in record.items():
             for t, h in enumerate(hidden):
                 if not h.isfinite().all():
-                    return (
-                        f"h_t of {name} holds {_kind(h)} from time step {t} on; likely cause: exploding activations, "
-                        "from a learning rate too high or an unbounded activation: lower the rate, use tanh"
-                    )
+                    return f"h_t of {name} holds {_kind(h)} from time step {t} on; likely cause: {_EXPLODING}"
         if not loss.isfinite():
             if not y.isfinite().all():  # gaps that the loss leaves out do no harm
                 return _in_data("target", y)
+            largest = max((float(h.abs().max()) for hidden in record.values() for h in hidden), default=0.0)
+            if largest > _LARGE:
+                return f"the loss is {_kind(loss)} for h_t of up to {largest:.0e}; likely cause: {_EXPLODING}"
             cause = "the loss itself, a log or a division"
             return f"the loss is {_kind(loss)} though every h_t is finite; likely cause: {cause}"
         flat = [h for hidden in record.values() for h in hidden] or [loss]  # a model without recurrent layers
