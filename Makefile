@@ -55,10 +55,10 @@ test-sanitized:
 	@cmake $(CMAKE_TESTS) -B build/sanitized -DFASTRNN_SANITIZE=address,undefined >/dev/null
 	@cmake --build build/sanitized --parallel $(JOBS)
 	@ctest --test-dir build/sanitized --output-on-failure
-	@echo "-- the barrier under the thread sanitizer"
+	@echo "-- the barrier and the pool of memory under the thread sanitizer"
 	@cmake $(CMAKE_TESTS) -B build/thread-sanitized -DFASTRNN_SANITIZE=thread >/dev/null
-	@cmake --build build/thread-sanitized --parallel $(JOBS) --target test_team
-	@ctest --test-dir build/thread-sanitized --output-on-failure --tests-regex '^team$$'
+	@cmake --build build/thread-sanitized --parallel $(JOBS) --target test_team test_reserve_pool
+	@ctest --test-dir build/thread-sanitized --output-on-failure --tests-regex '^(team|reserve_pool)$$'
 
 test-install: test-cpp
 	@echo "-- the installed CMake package, from a program of its own"

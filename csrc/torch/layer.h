@@ -9,7 +9,7 @@
 
 #include "checks.h"
 #include "fastrnn/kernels.h"
-#include "workspace.h"
+#include "reserve_pool.h"
 
 namespace fastrnn {
 namespace {
@@ -244,6 +244,11 @@ struct Layer {
         if (widened) t = widen(t);
         return t.is_contiguous() ? t : torch::stable::contiguous(t);
     }
+    // for what is new in every step and large
+    static Tensor in_huge_pages(Tensor t) {
+        if (t.is_cpu()) prefer_huge_pages(t.data_ptr(), static_cast<size_t>(t.numel()) * t.element_size());
+        return t;
+    }
     // sequences may have any strides but along their features
     static Tensor with_unit_stride(Tensor t) {
         const int64_t last = t.dim() - 1;
@@ -261,13 +266,22 @@ struct Layer {
     }
     Tensor nothing() const { return empty(x, {0}, dtype_code); }
     Tensor empty_reserve() const {
-        Tensor reserve =
-            empty(x, {shape.directions, shape.rows, saved_values(cell), padded_units(shape.hidden)}, reserve_code);
-        if (x.is_cpu()) {
-            prefer_huge_pages(reserve.data_ptr(), static_cast<size_t>(reserve.numel()) * reserve.element_size());
+        const int64_t values = saved_values(cell), units = padded_units(shape.hidden), row = values * units;
+        const int64_t sizes[] = {shape.directions, shape.rows, values, units},
+                      strides[] = {shape.rows * row, row, units, 1};
+        const ScalarType type = stored == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+        const auto bytes =
+            static_cast<size_t>(shape.directions * shape.rows * row) * (type == ScalarType::Double ? 8 : 4);
+        if (!x.is_cpu() || bytes < ReservePool::kLeastBytes) {
+            return empty(x, {shape.directions, shape.rows, values, units}, reserve_code);
         }
-        return reserve;
+        Pages pages = ReservePool::instance().take(bytes);
+        void* const data = pages.data();
+        return torch::stable::from_blob(
+            data, sizes, strides, torch::stable::Device(torch::headeronly::DeviceType::CPU), type,
+            [pages = std::move(pages)](void*) mutable { ReservePool::instance().give(std::move(pages)); });
     }
+
     Tensor no_reserve() const { return empty(x, {0}, reserve_code); }
 
     struct Strides {

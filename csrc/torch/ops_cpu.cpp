@@ -108,8 +108,9 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(Layer lay
     d_weights.reserve(layer.weights.size());
     for (const Tensor& w : layer.weights) {
         d_weights.push_back(!needs.weights ? layer.nothing()
-                            : w.dim() == 2 ? empty(layer.x, {w.size(0), w.size(1)}, layer.dtype_code)
-                                           : empty(layer.x, {w.size(0)}, layer.dtype_code));
+                            : w.dim() == 2
+                                ? Layer::in_huge_pages(empty(layer.x, {w.size(0), w.size(1)}, layer.dtype_code))
+                                : empty(layer.x, {w.size(0)}, layer.dtype_code));
     }
     for (int d = 0; d < s.directions && needs.weights; ++d) {
         const Tensor* w = &d_weights[static_cast<size_t>(d * layer.weights_per_direction)];

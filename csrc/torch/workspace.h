@@ -47,6 +47,15 @@ class Pages {
     void* data() const { return data_; }
     size_t size() const { return size_; }
 
+    // Lets the system take the pages when it wants memory, their contents with them; false: it does not know how.
+    bool offer_to_system() {
+#if defined(__linux__) && defined(MADV_FREE)
+        return madvise(data_, size_, MADV_FREE) == 0;
+#else
+        return false;
+#endif
+    }
+
    private:
     void* data_ = nullptr;
     size_t size_ = 0;
