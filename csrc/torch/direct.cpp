@@ -5,7 +5,6 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <exception>
-#include <new>
 #include <string>
 
 #include "fastrnn/kernels.h"
@@ -58,19 +57,15 @@ PyObject* direct_forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
     p.weights[0].scale_hh = static_cast<const float*>(address(22));
     p.threads = static_cast<int>(value[23]);
     std::string failure;
-    bool allocated = true;
     Py_BEGIN_ALLOW_THREADS;
     try {
         const Workspace workspace(forward_workspace_bytes(p));
         p.workspace = workspace.data();
         forward(p);
-    } catch (const std::bad_alloc&) {
-        allocated = false;
     } catch (const std::exception& error) {
         failure = error.what();
     }
     Py_END_ALLOW_THREADS;
-    if (!allocated) return PyErr_NoMemory();
     if (!failure.empty()) {
         PyErr_SetString(PyExc_RuntimeError, failure.c_str());
         return nullptr;

@@ -3,7 +3,8 @@
 
 #include <cstdint>
 #include <cstdlib>
-#include <new>
+#include <stdexcept>
+#include <string>
 #include <utility>
 
 #if defined(__linux__)
@@ -33,7 +34,10 @@ class Pages {
         const size_t alignment = bytes < kHugePage ? 4096 : kHugePage;
         size_ = (bytes + alignment - 1) / alignment * alignment;
         data_ = std::aligned_alloc(alignment, size_);
-        if (!data_) throw std::bad_alloc();
+        if (!data_) {
+            throw std::runtime_error("fastrnn: can't allocate memory: you tried to allocate " + std::to_string(size_) +
+                                     " bytes");
+        }
         prefer_huge_pages(data_, size_);
     }
     Pages(Pages&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
