@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "check.h"
-#include "torch/reserve_pool.h"
+#include "reserve_pool.h"
 
 namespace {
 
