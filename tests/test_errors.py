@@ -1,5 +1,7 @@
 """Every bad argument and input fails as torch.nn fails; what is expected comes from torch.nn at test time."""
 
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from types import ModuleType
@@ -360,3 +362,17 @@ def test_the_table_knows_both_libraries() -> None:
 
     with pytest.raises(pytest.fail.Exception):
         _assert_fails_alike(only_torch_fails)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux for its address space")
+def test_too_little_memory_is_torchs_error() -> None:
+    code = (
+        "import resource, torch, fastrnn\n"
+        "module, x = fastrnn.LSTM(1, 4096), torch.zeros(60000, 1, 1)\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (3 << 30),) * 2)\n"
+        "try:\n    module(x)\nexcept RuntimeError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "fastrnn: can't allocate memory" in done.stdout
