@@ -30,16 +30,27 @@ set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 enable_language(CUDA)
-message(STATUS "CUDA kernels: built with ${CMAKE_CUDA_COMPILER} ${CMAKE_CUDA_COMPILER_VERSION}")
+set(found "${CMAKE_CUDA_COMPILER}, ${CMAKE_CUDA_COMPILER_ID} ${CMAKE_CUDA_COMPILER_VERSION}")
+if(FASTRNN_CUDA STREQUAL "auto"
+        AND (NOT CMAKE_CUDA_COMPILER_ID STREQUAL "NVIDIA" OR CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.0))
+    message(STATUS "CUDA kernels: left out, nvcc 12.0 or later is needed; found ${found}")
+    return()
+endif()
+message(STATUS "CUDA kernels: built with ${found}")
+
+set(architectures -gencode=arch=compute_80,code=sm_80)
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.0)
+    list(APPEND architectures -gencode=arch=compute_80,code=compute_80)
+else()
+    list(APPEND architectures
+        -gencode=arch=compute_90a,code=sm_90a -gencode=arch=compute_90,code=compute_90)
+endif()
 
 add_library(fastrnn_cuda_kernels STATIC ${cuda_sources} csrc/cuda/plan.cpp)
 add_library(fastrnn::cuda_kernels ALIAS fastrnn_cuda_kernels)
 target_link_libraries(fastrnn_cuda_kernels PRIVATE $<BUILD_INTERFACE:fastrnn_options>)
 target_compile_options(fastrnn_cuda_kernels PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:
-    -gencode=arch=compute_80,code=sm_80
-    -gencode=arch=compute_90a,code=sm_90a
-    -gencode=arch=compute_90,code=compute_90
-    -Werror=all-warnings -Xcompiler=-Wall,-Wextra>)
+    ${architectures} $<$<BOOL:${FASTRNN_WERROR}>:-Werror=all-warnings> -Xcompiler=-Wall,-Wextra>)
 target_include_directories(fastrnn_cuda_kernels PUBLIC
     $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/csrc/include>
     "$<BUILD_INTERFACE:${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES}>"
