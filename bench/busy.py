@@ -28,7 +28,7 @@ from bench.problem import make_problem
 from bench.report import duration
 from bench.results import write_json
 from bench.run import RESULTS
-from bench.timing import Effort, summarise, time_in_turns
+from bench.timing import Effort, blocks_of, summarise, time_in_turns
 
 CASES = """
 lstm-T100-B1-I128-H128 gru-T100-B1-I512-H512 lstm-T50-B16-I256-H256 gru-T1000-B8-I128-H128 rnn-T50-B8-I200-H200
@@ -58,9 +58,11 @@ def measure(name: str, settings: Settings, effort: Effort) -> dict[str, float]:
     case = Case.parse(name)
     assert case is not None
     problem = make_problem(case, MODES["infer"])
-    runners = {peer: PEERS[peer].build(problem, settings) for peer in NAMES}
-    blocks = time_in_turns(runners, effort)
-    return {peer: summarise(found, 1, 0.0, "").median for peer, found in blocks.items()}
+    peers = {peer: blocks_of(PEERS[peer].build(problem, settings), effort) for peer in NAMES}
+    return {
+        peer: summarise(blocks, 1, 0.0, "").median
+        for peer, blocks in time_in_turns(peers, effort.rounds).items()
+    }
 
 
 def main(argv: list[str] | None = None) -> int:

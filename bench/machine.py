@@ -36,7 +36,7 @@ def describe() -> dict[str, object]:
         "caches": _caches(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "commit": _commit(),
+        "commit": commit_of(Path(__file__).parent),
         "date": time.strftime("%Y-%m-%d"),
     }
     try:
@@ -104,9 +104,9 @@ def _caches() -> dict[str, str]:
     return caches
 
 
-def _commit() -> str:
-    """The commit of the checkout, with a mark where files differ from it."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+def commit_of(folder: Path) -> str:
+    """The commit of the checkout that holds the folder, with a mark where files differ from it."""
+    git = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--exclude=*"]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -18,7 +18,7 @@ from bench.cases import CELLS, MODES, Case, Mode, choose
 from bench.peers import PEERS, SUBJECT, Runner, Settings, Unsupported
 from bench.problem import Problem, make_problem
 from bench.results import Result, Run
-from bench.timing import Effort, summarise, time_in_turns
+from bench.timing import Effort, blocks_of, summarise, time_in_turns
 
 RESULTS = Path(__file__).parent / "results"
 QUICK = Effort(rounds=2, block_seconds=0.01)
@@ -203,7 +203,8 @@ def _time_case(
             result.refused[name] = (
                 f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             )
-    for name, blocks in time_in_turns(runners, effort).items():
+    peers = {name: blocks_of(runner, effort) for name, runner in runners.items()}
+    for name, blocks in time_in_turns(peers, effort.rounds).items():
         result.timings[name] = summarise(blocks, problem.repeats, errors[name], runners[name].note)
 
 

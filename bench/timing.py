@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,18 +35,26 @@ class Timing:
     note: str = ""
 
 
-def time_in_turns(runners: dict[str, Runner], effort: Effort) -> dict[str, list[list[float]]]:
-    """Of each peer, of each block, the samples: seconds a call."""
-    plans = {name: _plan(runner, effort) for name, runner in runners.items()}
-    samples: dict[str, list[list[float]]] = {name: [] for name in runners}
-    for _ in range(effort.rounds):
-        for name, runner in runners.items():
-            samples[name].append(_block(runner, *plans[name]))
+Block = Callable[[], list[float]]  # times one block: the samples, seconds a call
+
+
+def time_in_turns(peers: Mapping[str, Block], rounds: int) -> dict[str, list[list[float]]]:
+    """Of each peer, of each block, the samples."""
+    samples: dict[str, list[list[float]]] = {name: [] for name in peers}
+    for _ in range(rounds):
+        for name, block in peers.items():
+            samples[name].append(block())
     return samples
 
 
+def blocks_of(runner: Runner, effort: Effort) -> Block:
+    """Warms the runner up and returns what times blocks of it."""
+    inner, count = _plan(runner, effort)
+    return lambda: _block(runner, inner, count)
+
+
 def _plan(runner: Runner, effort: Effort) -> tuple[int, int]:
-    """Warms the runner up; returns calls a sample and samples a block."""
+    """Calls a sample and samples a block."""
     with runner.context():
         _timed(runner, 1)
         stop = time.perf_counter() + effort.block_seconds / 2

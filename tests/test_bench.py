@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("numpy")
 pytest.importorskip("rich")
 
-from bench import busy, markdown, scaling, sweep
+from bench import busy, compare, markdown, scaling, sweep
 from bench.cases import CELLS, MODES, REGISTRY, Case, choose
 from bench.limits import Constants, limit_of, measure
 from bench.peers import PEERS, Settings, Unsupported
@@ -20,7 +20,7 @@ from bench.problem import make_problem
 from bench.results import Result, Run, geometric_means
 from bench.run import main
 from bench.targets import verdicts
-from bench.timing import Timing
+from bench.timing import Effort, Timing
 
 ROOT = Path(__file__).parent.parent
 CONSTANTS = Constants(2, peak=1e11, bandwidth={1 << 16: 1e11, 1 << 24: 1e10}, handoff=1e-7, measured=False)
@@ -215,3 +215,36 @@ def test_busy_cores(tmp_path, monkeypatch, capsys):
     slowdown = json.loads(path.read_text())["cases"]["gru-T3-B2-I8-H8"]["slowdown"]
     assert set(slowdown) == {"fastrnn", "torch"} and min(slowdown.values()) > 0
     assert "slow-downs" in capsys.readouterr().out
+
+
+def test_compare(tmp_path, monkeypatch, capsys):
+    """A build beside itself computes the same bits."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    command = ["--quick", "--threads", "1", "--mode", "train", "stream", "--cell", "gru"]
+    command += ["--cases", "gru-T5-B2-I8-H16", "gru-T1-B1-I8-H16"]
+    saved = tmp_path / "compare.json"
+    assert compare.main([*command, "--baseline", str(ROOT), "--runs", "1", "--json", str(saved)]) == 0
+    assert "slower" in capsys.readouterr().out
+    found = json.loads(saved.read_text())
+    assert [(pair["mode"], pair["peer"]) for pair in found["cases"]] == [
+        ("train", "fastrnn"),
+        ("stream", "fastrnn"),
+        ("stream", "fastrnn-stream"),
+    ]
+    assert all(pair["same_bits"] and min(pair["ratios"]) > 0 for pair in found["cases"])
+    assert {mode: len(means) for mode, means in found["geometric_means"].items()} == {"train": 1, "stream": 1}
+
+
+def test_compare_takes_no_other_build(tmp_path):
+    """A tree without fastrnn is not replaced by the one that happens to be installed."""
+    with pytest.raises(ImportError, match="not from"):
+        compare.prepare(tmp_path, "infer", "gru-T5-B2-I8-H16", "fastrnn", effort=Effort(1, 0.0), threads=1)
+
+
+def test_compare_counts_a_case_as_slower_where_every_run_does():
+    pair = compare.Pair("train", "gru-T5-B2-I8-H16", "fastrnn")
+    pair.seconds = {"baseline": [0.9, 0.9, 0.9], "this": [1.0, 1.0, 1.0]}
+    assert pair.slower
+    pair.seconds["this"][1] = 0.9
+    assert not pair.slower
+    assert compare.means([pair])["train"] == pytest.approx([0.9, 1.0, 0.9])
