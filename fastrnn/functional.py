@@ -18,6 +18,13 @@ from fastrnn._autograd import layer, reference_layer
 
 __all__ = ["gru", "lstm", "rnn"]
 
+# cuDNN copies weights that do not lie in one chunk of memory, as a list of them need not, and says so. One filter for
+# the calls below, behind any that is set later: changing filters around a call makes every thread forget what it has
+# shown once.
+warnings.filterwarnings(
+    "ignore", "RNN module weights are not part", category=UserWarning, module=r"fastrnn\.functional$"
+)
+
 
 def lstm(
     x: Tensor,
@@ -230,13 +237,7 @@ def _run_torch(
     _, has_biases, num_layers, dropout, training, bidirectional, batch_first, *_ = stack
     common = (list(weights), has_biases, num_layers, dropout, training, bidirectional)
     arguments = (x, hx, *common, batch_first) if batch_sizes is None else (x, batch_sizes, hx, *common)
-    outputs: tuple[Tensor, ...]
-    if x.is_cuda and not torch.compiler.is_compiling():
-        with warnings.catch_warnings():  # cuDNN asks for weights in one chunk of memory
-            warnings.filterwarnings("ignore", message="RNN module weights are not part")
-            outputs = function(*arguments)
-    else:
-        outputs = function(*arguments)
+    outputs: tuple[Tensor, ...] = function(*arguments)
     return outputs
 
 
