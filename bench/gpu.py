@@ -206,12 +206,11 @@ def why_no_grid(point: Point) -> str:
     """Empty where the grid engine runs all of the point, on the first layer's sizes."""
     from fastrnn import _ops, info
 
-    cell = "rnn_tanh" if point.cell == "rnn" else point.cell
     dtype = str(DTYPES[point.dtype]).removeprefix("torch.")
     directions = 2 if point.bidirectional else 1
     sizes = (point.time, point.batch, point.hidden, point.hidden, 0, directions)
     for backward in (False, True)[: 1 + point.training]:
-        lines = _ops.cuda_plan(cell, dtype, sizes, backward, "grid", *info.cuda_properties()).splitlines()
+        lines = _ops.cuda_plan(point.cell, dtype, sizes, backward, "grid", *info.cuda_properties()).splitlines()
         plan = dict(line.split(": ", 1) for line in lines)
         if plan["engine"] != "grid":
             return plan["why"]

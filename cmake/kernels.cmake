@@ -38,7 +38,7 @@ install(TARGETS fastrnn_kernels EXPORT fastrnn-targets
     COMPONENT kernels
     ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
     LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
-install(FILES csrc/include/fastrnn/kernels.h
+install(FILES csrc/include/fastrnn/kernels.h csrc/include/fastrnn/cells.def
     COMPONENT kernels DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/fastrnn)
 
 include(CMakePackageConfigHelpers)

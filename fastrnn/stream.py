@@ -14,7 +14,7 @@ from fastrnn.quantized import packed_shape
 __all__ = ["Stream"]
 
 # the enumerators of csrc/include/fastrnn/kernels.h
-_CELLS = {"LSTM": 0, "GRU": 1, "RNN_TANH": 3, "RNN_RELU": 4}
+_CELLS = {"LSTM": 0, "GRU": 1, "RNN_TANH": 3, "RNN_RELU": 3}
 _GRU_RESET_BEFORE = 2
 _ACTIVATIONS = ("tanh", "softsign", "relu", "hardtanh")
 _DTYPES = {torch.float32: False, torch.float64: True}
@@ -172,7 +172,7 @@ def _calls(
     code = _CELLS[module.mode]
     if cell == "gru" and not getattr(module, "reset_after", True):
         code = _GRU_RESET_BEFORE
-    activation = _ACTIVATIONS.index(getattr(module, "activation", "tanh"))
+    activation = _ACTIVATIONS.index(getattr(module, "activation", getattr(module, "nonlinearity", "tanh")))
     calls: list[_Call] = []
     count = len(weights) // module.num_layers
     for index in range(module.num_layers):

@@ -22,7 +22,7 @@ def plan(
     return dict(line.split(": ", 1) for line in text.splitlines())
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
 @pytest.mark.parametrize("backward", [False, True])
 def test_persistent_where_it_fits(cell: str, backward: bool) -> None:
     for hidden in (64, 256, 768, 1024):

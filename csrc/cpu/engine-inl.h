@@ -20,11 +20,10 @@ auto visit_cell(Cell cell, Activation activation, const Visit& visit) {
         switch (cell) {
             case Cell::gru: return visit.template call<Pass<T, GruCell<Act>>>();
             case Cell::gru_reset_before: return visit.template call<Pass<T, GruResetBeforeCell<Act>>>();
+            case Cell::rnn: return visit.template call<Pass<T, RnnCell<Act>>>();
             default: return visit.template call<Pass<T, LstmCell<Act>>>();
         }
     };
-    if (cell == Cell::rnn_tanh) return visit.template call<Pass<T, RnnCell<TanhActivation>>>();
-    if (cell == Cell::rnn_relu) return visit.template call<Pass<T, RnnCell<ReluActivation>>>();
     switch (activation) {
         case Activation::softsign: return with(SoftsignActivation{});
         case Activation::relu: return with(ReluActivation{});

@@ -209,26 +209,27 @@ struct GridMemory {
     }
 };
 
-// the grid engine's instantiations: tanh alone, without float64
+// the grid engine's instantiations: tanh alone, and relu for an RNN; without float64
 template <template <class, class, int> class Pass, class X, class C, class Visit>
 auto visit_units(int units, const Visit& visit) {
     return units == 8 ? visit.template call<Pass<X, C, 8>>() : visit.template call<Pass<X, C, 16>>();
 }
 template <template <class, class, int> class Pass, class X, class Visit>
-auto visit_grid_cell(Cell cell, int units, const Visit& visit) {
+auto visit_grid_cell(Cell cell, Activation activation, int units, const Visit& visit) {
     switch (cell) {
         case Cell::gru: return visit_units<Pass, X, GruCell<TanhActivation>>(units, visit);
-        case Cell::rnn_tanh: return visit_units<Pass, X, RnnCell<TanhActivation>>(units, visit);
-        case Cell::rnn_relu: return visit_units<Pass, X, RnnCell<ReluActivation>>(units, visit);
+        case Cell::rnn:
+            return activation == Activation::relu ? visit_units<Pass, X, RnnCell<ReluActivation>>(units, visit)
+                                                  : visit_units<Pass, X, RnnCell<TanhActivation>>(units, visit);
         default: return visit_units<Pass, X, LstmCell<TanhActivation>>(units, visit);
     }
 }
 template <template <class, class, int> class Pass, class Visit>
-auto visit_grid(DType dtype, Cell cell, int units, const Visit& visit) {
+auto visit_grid(DType dtype, Cell cell, Activation activation, int units, const Visit& visit) {
     switch (dtype) {
-        case DType::bfloat16: return visit_grid_cell<Pass, bfloat16>(cell, units, visit);
-        case DType::float16: return visit_grid_cell<Pass, float16>(cell, units, visit);
-        default: return visit_grid_cell<Pass, float>(cell, units, visit);
+        case DType::bfloat16: return visit_grid_cell<Pass, bfloat16>(cell, activation, units, visit);
+        case DType::float16: return visit_grid_cell<Pass, float16>(cell, activation, units, visit);
+        default: return visit_grid_cell<Pass, float>(cell, activation, units, visit);
     }
 }
 

@@ -75,7 +75,7 @@ class InputRows {
     int64_t features_, stride_;
 };
 
-// calls visit.template call<Pass<X, C>>() for the cell; gates with another activation than tanh where kAll
+// calls visit.template call<Pass<X, C>>() for the cell
 template <template <class, class> class Pass, class X, class Visit>
 auto visit_cell(Cell cell, Activation activation, const Visit& visit) {
     const auto with = [&](auto act) {
@@ -83,11 +83,10 @@ auto visit_cell(Cell cell, Activation activation, const Visit& visit) {
         switch (cell) {
             case Cell::gru: return visit.template call<Pass<X, GruCell<Act>>>();
             case Cell::gru_reset_before: return visit.template call<Pass<X, GruResetBeforeCell<Act>>>();
+            case Cell::rnn: return visit.template call<Pass<X, RnnCell<Act>>>();
             default: return visit.template call<Pass<X, LstmCell<Act>>>();
         }
     };
-    if (cell == Cell::rnn_tanh) return visit.template call<Pass<X, RnnCell<TanhActivation>>>();
-    if (cell == Cell::rnn_relu) return visit.template call<Pass<X, RnnCell<ReluActivation>>>();
     switch (activation) {
         case Activation::softsign: return with(SoftsignActivation{});
         case Activation::relu: return with(ReluActivation{});

@@ -51,7 +51,8 @@ std::string grid_lacks(const CudaProblem& p) {
     if (p.dtype == DType::float64) return "the grid engine has no float64";
     if (p.shape.projection) return "the grid engine has no projection";
     if (p.cell == Cell::gru_reset_before) return "the grid engine has no reset before the product";
-    if (p.cell <= Cell::gru && p.activation != Activation::tanh) return "the grid engine has tanh alone";
+    const bool known = p.activation == Activation::tanh || (p.cell == Cell::rnn && p.activation == Activation::relu);
+    if (!known) return "the grid engine has tanh alone, and relu for an RNN";
     if (p.shape.batch == 0 || p.shape.hidden == 0) return "there is nothing to compute";
     const int64_t gate_bytes = p.shape.rows * gate_count(p.cell) * p.shape.hidden * 4;
     if (!p.backward && gate_bytes > kMostGateBytes) return "the products with x would take too much memory at once";

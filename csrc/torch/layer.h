@@ -30,9 +30,9 @@ inline Activation parse_activation(const std::string& name) {
     fail("fastrnn: unknown activation '", name, "'; one of tanh, softsign, relu, hardtanh");
 }
 
-inline Cell parse_nonlinearity(const std::string& name) {
-    if (name == "tanh") return Cell::rnn_tanh;
-    if (name == "relu") return Cell::rnn_relu;
+inline Activation parse_nonlinearity(const std::string& name) {
+    if (name == "tanh") return Activation::tanh;
+    if (name == "relu") return Activation::relu;
     fail("fastrnn: unknown nonlinearity '", name, "'; one of tanh, relu");
 }
 
@@ -299,6 +299,7 @@ struct Layer {
         p.cell = cell;
         p.activation = activation;
         p.shape = shape;
+        p.shape.packed = packed;
         for (int d = 0; d < shape.directions; ++d) {
             const Tensor* w = &weights[static_cast<size_t>(d * weights_per_direction)];
             const int base = has_biases ? 4 : 2;

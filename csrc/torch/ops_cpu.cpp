@@ -179,8 +179,8 @@ StateGradients gru_backward(MaybeTensor d_y, MaybeTensor d_h_n, Tensor x, MaybeT
 
 Layer rnn_layer(Tensor x, MaybeTensor h0, std::vector<Tensor> weights, MaybeTensor batch_sizes, bool has_biases,
                 bool batch_first, bool bidirectional, const std::string& nonlinearity) {
-    return Layer(parse_nonlinearity(nonlinearity), Activation::tanh, x, h0, std::nullopt, std::move(weights),
-                 batch_sizes, has_biases, batch_first, bidirectional);
+    return Layer(Cell::rnn, parse_nonlinearity(nonlinearity), x, h0, std::nullopt, std::move(weights), batch_sizes,
+                 has_biases, batch_first, bidirectional);
 }
 
 StateResult rnn_forward(Tensor x, MaybeTensor h0, std::vector<Tensor> weights, MaybeTensor batch_sizes, bool has_biases,
@@ -222,7 +222,7 @@ std::tuple<int64_t, int64_t, int64_t, double> plan(std::string cell, int64_t tim
     check(cell == "lstm" || cell == "gru" || cell == "rnn", "fastrnn: unknown cell '", cell,
           "'; one of lstm, gru, rnn");
     ForwardParams p{};
-    p.cell = cell == "lstm" ? Cell::lstm : cell == "gru" ? Cell::gru : Cell::rnn_tanh;
+    p.cell = cell == "lstm" ? Cell::lstm : cell == "gru" ? Cell::gru : Cell::rnn;
     p.shape.time = time;
     p.shape.batch = batch;
     p.shape.rows = time * batch;

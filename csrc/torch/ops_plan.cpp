@@ -14,9 +14,12 @@ Cell parse_cell(const std::string& name) {
     if (name == "lstm") return Cell::lstm;
     if (name == "gru") return Cell::gru;
     if (name == "gru_reset_before") return Cell::gru_reset_before;
-    if (name == "rnn_tanh" || name == "rnn") return Cell::rnn_tanh;
-    if (name == "rnn_relu") return Cell::rnn_relu;
-    fail("unknown cell '", name, "'; one of lstm, gru, gru_reset_before, rnn_tanh, rnn_relu");
+    std::string known;
+    for (int cell = 0; cell < kCellCount; ++cell) {
+        if (name == kCells[cell].name) return static_cast<Cell>(cell);
+        known += (cell ? ", " : "") + std::string(kCells[cell].name);
+    }
+    fail("unknown cell '", name, "'; one of ", known);
 }
 
 DType parse_dtype(const std::string& name) {

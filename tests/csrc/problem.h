@@ -43,9 +43,8 @@ struct Problem {
         return row;
     }
     std::string name() const {
-        static const char* cells[] = {"lstm", "gru", "gru_reset_before", "rnn_tanh", "rnn_relu"};
-        static const char* activations[] = {"tanh", "softsign", "relu", "hardtanh"};
-        std::string text = std::string(cells[static_cast<int>(cell)]) + "-" + activations[static_cast<int>(activation)];
+        std::string text = std::string(fastrnn::cell_info(cell).name) + "-";
+        text += fastrnn::kActivations[static_cast<int>(activation)];
         text += "-B" + std::to_string(batch) + "-T" + std::to_string(time) + "-I" + std::to_string(input);
         text += "-H" + std::to_string(hidden) + (projection ? "-P" + std::to_string(projection) : "");
         return text + (directions == 2 ? "-bi" : "") + (batch_sizes.empty() ? "" : "-packed") +
@@ -175,9 +174,8 @@ class Reference {
                 const Var g = activate(from_x(2, u) + from_h(2, u)), o = sigmoid(from_x(3, u) + from_h(3, u));
                 c_next.push_back(f * at(c, u) + i * g);
                 h_next.push_back(o * activate(c_next.back()));
-            } else if (p_.cell == Cell::rnn_tanh || p_.cell == Cell::rnn_relu) {
-                const Var sum = from_x(0, u) + from_h(0, u);
-                h_next.push_back(p_.cell == Cell::rnn_tanh ? tanh(sum) : relu(sum));
+            } else if (p_.cell == Cell::rnn) {
+                h_next.push_back(activate(from_x(0, u) + from_h(0, u)));
             } else {
                 const Var z = sigmoid(from_x(1, u) + from_h(1, u));
                 const Var n = p_.cell == Cell::gru

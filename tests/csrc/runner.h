@@ -147,9 +147,15 @@ class Runner {
         params.dtype = Library::template dtype<T>();
         params.cell = p_.cell;
         params.activation = p_.activation;
-        params.shape = {
-            p_.time,   p_.batch,      p_.rows(),     p_.input,
-            p_.hidden, p_.projection, p_.directions, p_.batch_sizes.empty() ? nullptr : p_.batch_sizes.data()};
+        params.shape = {p_.time,
+                        p_.batch,
+                        p_.rows(),
+                        p_.input,
+                        p_.hidden,
+                        p_.projection,
+                        p_.directions,
+                        p_.batch_sizes.empty() ? nullptr : p_.batch_sizes.data(),
+                        !p_.batch_sizes.empty()};
         for (int d = 0; d < p_.directions; ++d) {
             const Array<T>* w = &weights_[static_cast<size_t>(5 * d)];
             params.weights[d] = {w[0].data(), w[1].data(), w[2].data_or_null(), w[3].data_or_null(),

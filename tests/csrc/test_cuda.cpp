@@ -162,7 +162,7 @@ struct Size {
     int64_t time, batch, input, hidden, projection;
 };
 
-const Cell kCells[] = {Cell::lstm, Cell::gru, Cell::gru_reset_before, Cell::rnn_tanh, Cell::rnn_relu};
+const Cell kCells[] = {Cell::lstm, Cell::gru, Cell::gru_reset_before, Cell::rnn};
 
 void test_steps() {
     const Size sizes[] = {{1, 1, 1, 1, 1}, {4, 1, 5, 7, 3}, {3, 2, 1, 16, 16}, {5, 3, 6, 17, 18},
@@ -186,7 +186,7 @@ void test_steps() {
             }
         }
     }
-    for (Cell cell : {Cell::lstm, Cell::gru, Cell::gru_reset_before}) {
+    for (Cell cell : kCells) {
         for (Activation activation : {Activation::softsign, Activation::relu, Activation::hardtanh}) {
             test_types({cell, activation, 4, 3, 5, 19, 0, 2, {}, true, true});
         }
@@ -218,14 +218,15 @@ void test_grid_sizes() {
                           {3, 33, 3, 9, 0}, {4, 20, 2, 40, 0}, {2, 4, 3, 70, 0}};
     int count = 0;
     for (const Size& size : sizes) {
-        for (Cell cell : {Cell::lstm, Cell::gru, Cell::rnn_tanh, Cell::rnn_relu}) {
+        for (Cell cell : {Cell::lstm, Cell::gru, Cell::rnn}) {
             for (int directions : {1, 2}) {
                 for (bool packed : {false, true}) {
                     const auto batch_sizes =
                         packed ? falling_batch_sizes(size.time, size.batch) : std::vector<int64_t>();
                     const bool biases = ++count % 3 != 0, states = count % 4 != 1;
-                    const Problem p{cell, Activation::tanh, size.time,   size.batch, size.input, size.hidden,
-                                    0,    directions,       batch_sizes, biases,     states};
+                    const auto activation = cell == Cell::rnn && count % 2 ? Activation::relu : Activation::tanh;
+                    const Problem p{cell, activation, size.time,   size.batch, size.input, size.hidden,
+                                    0,    directions, batch_sizes, biases,     states};
                     const int slices = static_cast<int>((size.hidden + 7) / 8);
                     // parts of the rows side by side and directions too; or all in turn
                     const int processors = count % 2 ? 4 * slices : slices;

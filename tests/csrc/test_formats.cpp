@@ -136,7 +136,7 @@ int main(int argc, char** argv) {
                           {3, 7, 4, 33, 5},   {2, 0, 3, 5, 2},    {3, 5, 0, 9, 4},   {2, 6, 37, 65, 9},
                           {9, 1, 70, 97, 20}, {60, 1, 9, 147, 8}, {12, 5, 40, 97, 7}};
     for (const Size& s : sizes) {
-        for (Cell cell : {Cell::lstm, Cell::gru, Cell::gru_reset_before, Cell::rnn_tanh}) {
+        for (Cell cell : {Cell::lstm, Cell::gru, Cell::gru_reset_before, Cell::rnn}) {
             for (int directions : {1, 2}) {
                 test({cell, Activation::tanh, s.time, s.batch, s.input, s.hidden, 0, directions, {}, true, true});
                 if (cell != Cell::lstm) continue;

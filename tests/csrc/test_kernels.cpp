@@ -136,7 +136,7 @@ struct Size {
     int64_t time, batch, input, hidden, projection;
 };
 
-const Cell kCells[] = {Cell::lstm, Cell::gru, Cell::gru_reset_before, Cell::rnn_tanh, Cell::rnn_relu};
+const Cell kCells[] = {Cell::lstm, Cell::gru, Cell::gru_reset_before, Cell::rnn};
 
 void test_sizes() {
     const Size sizes[] =
@@ -182,7 +182,7 @@ void test_threads() {
 }
 
 void test_activations() {
-    for (Cell cell : {Cell::lstm, Cell::gru, Cell::gru_reset_before}) {
+    for (Cell cell : kCells) {
         for (Activation activation : {Activation::softsign, Activation::relu, Activation::hardtanh}) {
             test({cell, activation, 4, 3, 5, 19, 0, 2, {}, true, true});
             test({cell, activation, 4, 3, 5, 19, 0, 1, falling_batch_sizes(4, 3), false, false});

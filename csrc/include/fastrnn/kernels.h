@@ -16,15 +16,37 @@ namespace fastrnn {
 enum class DType { float32, float64, bfloat16, float16 };  // the CPU kernels take the first two
 
 enum class Cell {
-    lstm,              // torch.nn.LSTM
-    gru,               // torch.nn.GRU: the reset gate acts after the recurrent product
-    gru_reset_before,  // Cho et al. 2014: the reset gate acts on h before the recurrent product
-    rnn_tanh,          // torch.nn.RNN
-    rnn_relu,
+#define FASTRNN_CELL(name, ...) name,
+#include "fastrnn/cells.def"
 };
 
-// The function of the candidate and, for an LSTM, of the cell state at the output. RNN cells ignore it.
+// The function of the candidate, of an LSTM's cell state at the output, and of an RNN's output.
 enum class Activation { tanh, softsign, relu, hardtanh };
+inline constexpr const char* kActivations[] = {"tanh", "softsign", "relu", "hardtanh"};
+inline constexpr int kActivationCount = 4;
+
+inline constexpr int kMaxOperands = 4;
+
+// What a caller of the kernels knows of a cell; csrc/cells/cell.h has what the engines know.
+struct CellInfo {
+    const char* name;
+    int gates;            // G
+    int saved;            // S: values of a unit that the forward pass keeps for the backward pass; 0: y is enough
+    int states;           // 1: h; 2: h and c
+    bool has_activation;  // takes an Activation other than tanh
+    bool may_project;     // takes w_hr
+    int operands;         // that it takes
+};
+inline constexpr CellInfo kCells[] = {
+#define FASTRNN_CELL(name, type, ...) {#name, __VA_ARGS__},
+#include "fastrnn/cells.def"
+};
+inline constexpr int kCellCount = sizeof(kCells) / sizeof(kCells[0]);
+
+inline constexpr const CellInfo& cell_info(Cell cell) { return kCells[static_cast<int>(cell)]; }
+inline constexpr int gate_count(Cell cell) { return cell_info(cell).gates; }
+inline constexpr int saved_values(Cell cell) { return cell_info(cell).saved; }
+inline constexpr bool has_cell_state(Cell cell) { return cell_info(cell).states == 2; }
 
 // Hidden units are padded to a multiple of kUnitAlignment on every instruction set and for every type, and once more
 // where that is a multiple of kStridePeriod: rows so far apart share few sets of the first-level cache, which cost a
@@ -52,25 +74,24 @@ inline constexpr int64_t packed_int8(int64_t gates, int64_t hidden, int64_t leng
     return gates * aligned_units(hidden) * ((length + 3) / 4 * 4);
 }
 
-inline constexpr int gate_count(Cell cell) {
-    return cell == Cell::lstm ? 4 : cell == Cell::gru || cell == Cell::gru_reset_before ? 3 : 1;
-}
-
-// values that the forward pass keeps for the backward pass: lstm i f g o c; gru n r z and the candidate's
-// recurrent sum; gru_reset_before n r z; the RNN cells need only y
-inline constexpr int saved_values(Cell cell) {
-    return cell == Cell::lstm ? 5 : cell == Cell::gru ? 4 : cell == Cell::gru_reset_before ? 3 : 0;
-}
-
 struct Shape {
-    int64_t time;                // T >= 1
-    int64_t batch;               // B >= 0; for packed input the batch size of the first step
-    int64_t rows;                // N
-    int64_t input;               // I
-    int64_t hidden;              // H
-    int64_t projection;          // P, or 0 for none; LSTM only
-    int directions;              // D: 1, or 2 (the second runs backwards in time)
-    const int64_t* batch_sizes;  // [T], falling; null when every step has B rows
+    int64_t time;                    // T >= 1
+    int64_t batch;                   // B >= 0; for packed input the batch size of the first step
+    int64_t rows;                    // N
+    int64_t input;                   // I
+    int64_t hidden;                  // H
+    int64_t projection;              // P, or 0 for none; LSTM only
+    int directions;                  // D: 1, or 2 (the second runs backwards in time)
+    const int64_t* batch_sizes;      // [T], falling: rows that take part in each step; null when all B do
+    bool packed = false;             // rows of x and y lie one after another, a step's after those of the step before
+    const int64_t* order = nullptr;  // [B]: row b of a step is row order[b] of states and of unpacked x and y; null: b
+};
+
+// Values that a cell takes beside its gates, a value a unit: [T, B, H], or with a stride of 0 the same for all steps or
+// for all rows. Rows are those of the states.
+struct Operand {
+    const void* data = nullptr;
+    int64_t stride_time = 0, stride_batch = 0;
 };
 
 // One direction's parameters in the layout of torch.nn; all contiguous.
@@ -83,6 +104,7 @@ struct Weights {
     // the rows' scales in float32; int8 only
     const float* scale_ih = nullptr;  // [G*H]
     const float* scale_hh = nullptr;  // [G*H]
+    Operand operands[kMaxOperands] = {};
 };
 
 struct WeightGradients {
@@ -91,10 +113,12 @@ struct WeightGradients {
     void* d_b_ih;
     void* d_b_hh;
     void* d_w_hr;
+    void* d_operands[kMaxOperands] = {};  // [H], of an operand with strides of 0
 };
 
 // Sequences x, y, d_y and d_x have unit stride along features. Row (t, b) of an unpacked sequence is at
-// t * stride_time + b * stride_batch; row r of a packed one (torch's PackedSequence.data) at r * stride_batch.
+// t * stride_time + b * stride_batch; row r of a packed one (torch's PackedSequence.data) at r * stride_batch. Rows of
+// an unpacked sequence that take no part in a step are zero in y and d_x, and are not read in x and d_y.
 struct ForwardParams {
     DType dtype;
     WeightFormat format;
