@@ -23,11 +23,12 @@ from rich.table import Table
 
 from bench import machine
 from bench.cases import MODES, Case
-from bench.peers import PEERS, Settings
+from bench.peers import PEERS
 from bench.problem import make_problem
 from bench.report import duration
 from bench.results import write_json
 from bench.run import RESULTS
+from bench.runner import Settings
 from bench.timing import Effort, blocks_of, summarise, time_in_turns
 
 CASES = """

@@ -28,11 +28,12 @@ from rich.table import Table
 
 from bench import machine
 from bench.cases import CELLS, MODES, Case, Mode, choose
-from bench.peers import PEERS, Outputs, Settings
+from bench.peers import PEERS
 from bench.problem import make_problem
 from bench.report import duration, ratio_text
 from bench.results import geometric_mean, write_json
 from bench.run import QUICK
+from bench.runner import Outputs, Settings
 from bench.timing import Block, Effort, blocks_of, summarise, time_in_turns
 
 ROOT = Path(__file__).resolve().parent.parent

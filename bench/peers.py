@@ -8,40 +8,15 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from bench.cases import Mode
 from bench.problem import TORCH_MODULES, Problem, make_module, outputs_of, torch_step
-
-Outputs = dict[str, np.ndarray]
-
-
-class Unsupported(Exception):
-    """A peer cannot run a case; the message says why."""
-
-
-@dataclass
-class Runner:
-    """A case made ready: `outputs(call())` are the case's outputs by name; only `call` is timed."""
-
-    call: Callable[[], Any]
-    outputs: Callable[[Any], Outputs]
-    context: Callable[[], AbstractContextManager[object]] = nullcontext
-    skip: tuple[str, ...] = ()  # outputs that this peer, by its nature, has different
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a peer needs to know besides the case."""
-
-    threads: int
-    unroll: int = 1
+from bench.runner import Runner, Settings, Unsupported
 
 
 @dataclass(frozen=True)
@@ -200,28 +175,14 @@ def _build_compiled(problem: Problem, settings: Settings) -> Runner:
     return runner
 
 
-def _build_onnxruntime(problem: Problem, settings: Settings) -> Runner:
-    from bench.peers_onnx import build_onnxruntime
+def _build_from(module: str, build: str) -> Callable[[Problem, Settings], Runner]:
+    """For modules whose packages may be missing."""
 
-    return build_onnxruntime(problem, settings)
+    def imported(problem: Problem, settings: Settings) -> Runner:
+        runner: Runner = getattr(importlib.import_module(module), build)(problem, settings)
+        return runner
 
-
-def _build_onnxruntime_int8(problem: Problem, settings: Settings) -> Runner:
-    from bench.peers_onnx import build_onnxruntime_int8
-
-    return build_onnxruntime_int8(problem, settings)
-
-
-def _build_openvino(problem: Problem, settings: Settings) -> Runner:
-    from bench.peers_onnx import build_openvino
-
-    return build_openvino(problem, settings)
-
-
-def _build_jax(problem: Problem, settings: Settings) -> Runner:
-    from bench.peers_jax import build_jax
-
-    return build_jax(problem, settings)
+    return imported
 
 
 SUBJECT = "fastrnn"
@@ -282,15 +243,25 @@ PEERS = {
             only="quantized",
         ),
         Peer("compile", "torch.nn under torch.compile", ("torch",), _build_compiled),
-        Peer("onnxruntime", "the layer as an ONNX graph", ("onnxruntime", "onnx"), _build_onnxruntime),
+        Peer(
+            "onnxruntime",
+            "the layer as an ONNX graph",
+            ("onnxruntime", "onnx"),
+            _build_from("bench.peers_onnx", "build_onnxruntime"),
+        ),
         Peer(
             "onnxruntime-int8",
             "quantized mode: onnxruntime's dynamic quantization",
             ("onnxruntime", "onnx"),
-            _build_onnxruntime_int8,
+            _build_from("bench.peers_onnx", "build_onnxruntime_int8"),
             only="quantized",
         ),
-        Peer("openvino", "the same ONNX graph", ("openvino", "onnx"), _build_openvino),
-        Peer("jax", "lax.scan under jit", ("jax",), _build_jax),
+        Peer(
+            "openvino",
+            "the same ONNX graph",
+            ("openvino", "onnx"),
+            _build_from("bench.peers_onnx", "build_openvino"),
+        ),
+        Peer("jax", "lax.scan under jit", ("jax",), _build_from("bench.peers_jax", "build_jax")),
     )
 }

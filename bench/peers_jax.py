@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bench.peers import Outputs, Runner, Settings
 from bench.problem import Problem
+from bench.runner import Outputs, Runner, Settings
 
 jax.config.update("jax_platforms", "cpu")
 

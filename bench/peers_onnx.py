@@ -12,8 +12,8 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from bench.peers import Outputs, Runner, Settings, Unsupported
 from bench.problem import Problem
+from bench.runner import Outputs, Runner, Settings, Unsupported
 
 OPSET = 17
 # position of each of ONNX's gates in torch's order: iofc from ifgo, zrh from rzn

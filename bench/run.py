@@ -15,9 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bench import limits, machine, report
 from bench.cases import CELLS, MODES, Case, Mode, choose
-from bench.peers import PEERS, SUBJECT, Runner, Settings, Unsupported
+from bench.peers import PEERS, SUBJECT
 from bench.problem import Problem, make_problem
 from bench.results import Result, Run
+from bench.runner import Runner, Settings, Unsupported
 from bench.timing import Effort, blocks_of, summarise, time_in_turns
 
 RESULTS = Path(__file__).parent / "results"

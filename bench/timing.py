@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.peers import Runner
+from bench.runner import Runner
 
 _SAMPLE_SECONDS = 1e-4  # shorter calls are timed several at once
 _SETTLE_SECONDS = 0.01  # thread pools spin for a while after their last work, on the next peer's cores

@@ -1,5 +1,6 @@
 """The bench suite: its cases, its limits, its peers' agreement, and one whole quick run."""
 
+import graphlib
 import json
 import math
 import re
@@ -15,10 +16,11 @@ pytest.importorskip("rich")
 from bench import busy, compare, markdown, scaling, sweep
 from bench.cases import CELLS, MODES, REGISTRY, Case, choose
 from bench.limits import Constants, limit_of, measure
-from bench.peers import PEERS, Settings, Unsupported
+from bench.peers import PEERS
 from bench.problem import make_problem
 from bench.results import Result, Run, geometric_means
 from bench.run import main
+from bench.runner import Settings, Unsupported
 from bench.targets import verdicts
 from bench.timing import Effort, Timing
 
@@ -38,6 +40,21 @@ def test_case_names():
     assert case_of("gru-T35-B20-I650-H651-L2-bi") == Case("gru", 35, 20, 650, 651, 2, True)
     for name in ("gru", "lstm-T0-B1-I1-H1", "tcn-T1-B1-I1-H1", "lstm-T1-B1-I1-H1-x"):
         assert Case.parse(name) is None
+
+
+def test_imports_go_one_way():
+    """No module of bench/ leads back to itself, imports inside of functions and by name included."""
+    files = {path.stem: path.read_text() for path in (ROOT / "bench").glob("*.py")}
+    names = {
+        name: re.findall(r"\bbench[.](\w+)|from bench import (.+)", text) for name, text in files.items()
+    }
+    graph = {
+        name: {word for pair in found for word in re.findall(r"\w+", " ".join(pair)) if word in files}
+        - {name}
+        for name, found in names.items()
+    }
+    assert "peers_onnx" in graph["peers"]
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 def test_choose():
