@@ -44,8 +44,9 @@ def lstm(
     """A stack of LSTM layers.
 
     Args:
-        x: [T, B, I]; [B, T, I] if batch_first; [N, I], the data of a PackedSequence, if batch_sizes is given
-        hx: (h_0 [L*D, B, R], c_0 [L*D, B, H]), or None for zeros
+        x: [T, B, I]; [B, T, I] if batch_first; [T, I], one sequence; [N, I], the data of a PackedSequence, if
+            batch_sizes is given
+        hx: (h_0 [L*D, B, R], c_0 [L*D, B, H]), without B for x [T, I]; or None for zeros
         weights: torch's flat list, see above; with w_hr the LSTM is projected
         batch_sizes: of a PackedSequence, int64 [T] on the CPU; batch_first is then ignored
         dropout: the probability with which, in training, an output of every layer but the last becomes zero
@@ -53,7 +54,7 @@ def lstm(
         recompute: as in :class:`fastrnn.LSTM`
 
     Returns:
-        y with x's layout and D*R features, h_n [L*D, B, R], c_n [L*D, B, H]
+        y with x's layout and D*R features, and h_n and c_n like hx
     """
     stack = Stack(
         "lstm",
@@ -89,7 +90,7 @@ def gru(
     """A stack of GRU layers.
 
     Args:
-        hx: h_0 [L*D, B, H], or None for zeros
+        hx: h_0 [L*D, B, H], without B for x [T, I]; or None for zeros
         reset_after: the reset gate acts on the recurrent product, as in torch.nn; False: on h before the product,
             as in Cho et al. 2014, Keras's ``reset_after=False`` and ONNX's ``linear_before_reset=0``
         activation: "tanh", "softsign", "relu" or "hardtanh", for the candidate
@@ -97,7 +98,7 @@ def gru(
     The other arguments are those of :func:`lstm`.
 
     Returns:
-        y with x's layout and D*H features, h_n [L*D, B, H]
+        y with x's layout and D*H features, h_n like hx
     """
     own = (reset_after, activation)
     stack = Stack(
@@ -125,13 +126,13 @@ def rnn(
     """A stack of Elman layers.
 
     Args:
-        hx: h_0 [L*D, B, H], or None for zeros
+        hx: h_0 [L*D, B, H], without B for x [T, I]; or None for zeros
         nonlinearity: "tanh" or "relu"
 
     The other arguments are those of :func:`lstm`.
 
     Returns:
-        y with x's layout and D*H features, h_n [L*D, B, H]
+        y with x's layout and D*H features, h_n like hx
     """
     stack = Stack(
         "rnn",
@@ -174,6 +175,11 @@ def run_stack(
     stack: Stack, x: Tensor, states: _States, weights: Sequence[Tensor], batch_sizes: Tensor | None
 ) -> tuple[Tensor, ...]:
     """(y, *final_states) from what serves x's device and dtype: the ops, else torch, else the reference."""
+    if x.dim() == 2 and batch_sizes is None:
+        dim = 0 if stack.batch_first else 1
+        batch = None if states is None else [s.unsqueeze(1) for s in states]
+        y, *final = run_stack(stack, x.unsqueeze(dim), batch, weights, None)
+        return y.squeeze(dim), *(s.squeeze(1) for s in final)
     if not _ops.has_kernels(x):
         if torch_has(stack.cell, stack.own):
             return _run_torch(stack, x, states, weights, batch_sizes)

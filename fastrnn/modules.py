@@ -71,10 +71,6 @@ class Layers(Base, nn.RNNBase):
             if inverse is not None:
                 final = [s.index_select(1, inverse) for s in final]
             y = PackedSequence(y, batch_sizes, order, inverse)
-        elif x.dim() == 2:
-            dim = 0 if self.batch_first else 1
-            y, *final = self._run(x.unsqueeze(dim), [s.unsqueeze(1) for s in states], weights, None)
-            y, final = y.squeeze(dim), [s.squeeze(1) for s in final]
         else:
             y, *final = self._run(x, states, weights, None)
         return y, final[0] if len(final) == 1 else tuple(final)

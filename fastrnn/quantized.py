@@ -7,9 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fastrnn._autograd import layer
+from fastrnn import _ops
 from fastrnn._ops import GATES, STATES
-from fastrnn.functional import run_layers
 from fastrnn.modules import GRU, LSTM, RNN, Layers
 
 __all__ = ["QuantizedGRU", "QuantizedLSTM", "QuantizedRNN", "quantize"]
@@ -159,7 +158,10 @@ class _Quantized(Layers):
             rows = self.num_layers * (2 if self.bidirectional else 1)
             sizes = (self.proj_size or self.hidden_size, self.hidden_size)[: STATES[self._cell]]
             states = [x.new_zeros(rows, int(batch_sizes[0]), size) for size in sizes]
-        return run_layers(layer, self._stack(), x, states or None, weights, batch_sizes)
+        if not _ops.autocasts(x):
+            return super()._run(x, states, weights, batch_sizes)
+        with torch.autocast("cpu", enabled=False):  # which would cast the weights
+            return super()._run(x, states, weights, batch_sizes)
 
     def _forward_by_torch(self, input: Any, hx: Any) -> Any:
         return self.dequantize()(input, hx)

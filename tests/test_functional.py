@@ -96,3 +96,21 @@ def test_dropout_only_in_training() -> None:
     dropped = functional.lstm(x, None, weights, num_layers=2, dropout=0.5, training=True)[0]
     assert (dropped - plain).abs().max() > 1e-4
     assert dropped.dtype == F64
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["plain", "recompute"])
+@pytest.mark.parametrize("state", [True, False], ids=["state", "nostate"])
+@pytest.mark.parametrize("first", [False, True], ids=["tbi", "bti"])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("cell", CELLS)
+def test_an_unbatched_sequence(cell: str, layers: int, first: bool, state: bool, recompute: bool) -> None:
+    """x [T, I] is one sequence of T steps, as in torch.nn, and no step of T rows."""
+    case = Case(
+        cell, layers=layers, bidirectional=True, batch_first=first, layout="unbatched", state=state, time=40
+    )
+    module, inputs = torch_module(case), make_inputs(case)
+    options = {"num_layers": layers, "bidirectional": True, "batch_first": first, "recompute": recompute}
+    found = _call(case, inputs.x, inputs.state(), list(module.parameters()), **options)
+    y, final = module(inputs.x, inputs.state())
+    expected = (y, *(final if isinstance(final, tuple) else (final,)))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
