@@ -2,6 +2,7 @@
 # make test    every check that a CPU machine can run
 # make bench   fastrnn beside its peers; BENCHFLAGS="--mode infer" and the like
 # make lint    style checks alone; CHECKS="rules types" for some of them
+# make test-torch    the Python tests on another torch: TORCH=torch==2.11.0 VENV=.venv-2.11
 # make gpu-test, make gpu-bench    on a machine with an NVIDIA GPU
 #
 # Each makes the environment it needs in $(VENV). Nothing is installed outside this folder.
@@ -22,8 +23,8 @@ EXTENSION_SOURCES := setup.py pyproject.toml CMakeLists.txt tools/build_backend.
 	$(wildcard cmake/* csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh csrc/include/fastrnn/*.h)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test bench lint test-cpp test-sanitized test-install test-wheel test-python test-emulated gpu-test gpu-bench \
-	run-gpu-test run-gpu-bench clean
+.PHONY: demo test bench lint test-cpp test-sanitized test-install test-wheel test-python test-torch test-emulated \
+	gpu-test gpu-bench run-gpu-test run-gpu-bench clean
 
 demo: $(VENV)/.examples
 	$(PY) examples/char_lm.py
@@ -76,6 +77,12 @@ test-wheel: $(VENV)/.extension $(VENV)/.audit
 
 test-python: $(VENV)/.extension $(VENV)/.test $(VENV)/.examples
 	@echo "-- Python tests"
+	@$(PY) -m pytest $(PYTESTFLAGS)
+
+# the extension as it lies there, for one is to serve every torch; not a part of test, for it downloads another torch
+test-torch: $(VENV)/.torch $(VENV)/.test
+	@test -e fastrnn/_C.abi3.so || { echo "test-torch: no extension; make test-python builds one"; exit 1; }
+	@echo "-- Python tests on $(TORCH)"
 	@$(PY) -m pytest $(PYTESTFLAGS)
 
 # the ops on the text of the CUDA kernels, compiled for the CPU

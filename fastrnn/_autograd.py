@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
 from fastrnn import _ops, reference
+from fastrnn._compat import is_batch_of_gradients, is_in_forward_ad, is_transformed
 from fastrnn._ops import STATES, Options, State
 from fastrnn._recompute import backward_in_chunks, forward_in_chunks
 
@@ -29,9 +30,9 @@ def layer(
     recompute: bool = False,
 ) -> tuple[Tensor, ...]:
     """One layer: shapes as in :mod:`fastrnn._ops` -> (y, *final_states)."""
-    if forward_ad._current_level >= 0:
+    if is_in_forward_ad():
         return reference_layer(cell, x, states, weights, batch_sizes, options)
-    if _is_transformed() or (torch.is_grad_enabled() and _differentiates(x, *states, *weights)):
+    if is_transformed() or (torch.is_grad_enabled() and _differentiates(x, *states, *weights)):
         function: Any = _RecomputedLayer if recompute and _may_recompute(cell, x, batch_sizes) else _Layer
         outputs: tuple[Tensor, ...] = function.apply(cell, options, batch_sizes, x, *states, *weights)
         return outputs[: 1 + STATES[cell]]
@@ -51,9 +52,6 @@ def reference_layer(
         start = [None if s is None else s[None] for s in states]
         return tuple(y[0] for y in _REFERENCE[cell](x[None], *start, weights, None, *options))
     return _REFERENCE[cell](x, *states, weights, batch_sizes, *options)
-
-
-_is_transformed = torch._C._are_functorch_transforms_active  # by torch.func: grad, vmap and the others
 
 
 def _differentiates(*tensors: Tensor | None) -> bool:
@@ -100,7 +98,7 @@ class _Layer(_MappedOneByOne):
         y, reserve, batch_sizes, x, *rest = ctx.saved_tensors
         count = STATES[ctx.cell]
         _, _, _, needs_x, *wanted = ctx.needs_input_grad
-        if not torch.compiler.is_compiling() and any(map(_is_batch_of_gradients, d_outputs)):
+        if not torch.compiler.is_compiling() and any(map(is_batch_of_gradients, d_outputs)):
             return None, None, None, *_batched_gradients(ctx, batch_sizes, d_outputs[:-1], (x, *rest))
         needs = needs_x, any(wanted[:count]), any(wanted[count:])
         # y is detached, for its dependence on x and the weights is part of the second derivative below
@@ -118,11 +116,6 @@ class _Layer(_MappedOneByOne):
         gradients = (_LayerBackward.apply if torch.is_grad_enabled() else _gradients)(*arguments)
         kept = (g if needed else None for g, needed in zip(gradients, (needs_x, *wanted), strict=True))
         return None, None, None, *kept
-
-
-def _is_batch_of_gradients(tensor: Tensor | None) -> bool:
-    """Whether torch.autograd.grad(is_grads_batched=True) made it: a tensor that ops of our own cannot take apart."""
-    return tensor is not None and bool(torch._C._functorch.is_legacy_batchedtensor(tensor))
 
 
 def _batched_gradients(
@@ -153,7 +146,7 @@ def _may_recompute(cell: str, x: Tensor, batch_sizes: Tensor | None) -> bool:
     """torch.compile chooses by itself what to recompute; an RNN keeps its outputs alone, and a step has no more."""
     return (
         cell != "rnn"
-        and not _is_transformed()
+        and not is_transformed()
         and not torch.compiler.is_compiling()
         and (x.dim() == 3 or batch_sizes is not None)
     )
@@ -177,7 +170,7 @@ class _RecomputedLayer(Function):
         kept, (batch_sizes, x, *rest) = ctx.saved_tensors[: ctx.kept], ctx.saved_tensors[ctx.kept :]
         count = STATES[ctx.cell]
         _, _, _, needs_x, *wanted = ctx.needs_input_grad
-        if any(map(_is_batch_of_gradients, d_outputs)):
+        if any(map(is_batch_of_gradients, d_outputs)):
             return None, None, None, *_batched_gradients(ctx, batch_sizes, d_outputs, (x, *rest))
         needs = needs_x, any(wanted[:count]), any(wanted[count:])
         states, weights = rest[:count], rest[count:]

@@ -23,7 +23,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+
+from fastrnn._compat import FakeTensor, direct
 
 try:
     # the kernel of one direction by addresses, see csrc/torch/direct.h
@@ -48,6 +49,7 @@ _FORWARD = {
     "gru": _ops.gru_forward.default,
     "rnn": _ops.rnn_forward.default,
 }
+_DIRECT_FORWARD = {cell: direct(op) for cell, op in _FORWARD.items()}
 _BACKWARD = {
     "lstm": _ops.lstm_backward.default,
     "gru": _ops.gru_backward.default,
@@ -102,10 +104,8 @@ def forward(
 ) -> tuple[Tensor, ...]:
     """(y, *final_states, reserve)"""
     result: tuple[Tensor, ...]
-    if torch.compiler.is_compiling():
-        result = _FORWARD[cell](x, *states, weights, batch_sizes, *options, training)
-    else:  # what OpOverload.__call__ calls
-        result = _FORWARD[cell]._op(x, *states, weights, batch_sizes, *options, training)
+    call = _FORWARD[cell] if torch.compiler.is_compiling() else _DIRECT_FORWARD[cell]
+    result = call(x, *states, weights, batch_sizes, *options, training)
     return result
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fastrnn import _ops
 from fastrnn._autograd import layer, reference_layer
 from fastrnn._base import NO_STATES, Base, check_activation, is_alike, is_state, is_uniform, pair_states
+from fastrnn._compat import is_any_autocast_enabled
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
@@ -24,7 +25,7 @@ class _Cell(Base, nn.RNNCellBase):
             and input.is_cpu
             and input.dim() == 2
             and not torch.compiler.is_compiling()
-            and not torch._C._is_any_autocast_enabled()
+            and not is_any_autocast_enabled()
         ):
             found = self._forward_step(input, hx)
             if found is not None:

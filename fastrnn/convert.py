@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from fastrnn._base import Base
+from fastrnn._compat import forget_compiled
 from fastrnn.cells import GRUCell, LSTMCell, RNNCell
 from fastrnn.modules import GRU, LSTM, RNN
 
@@ -83,7 +84,7 @@ def _as(cls: type[nn.Module], module: nn.Module) -> nn.Module:
         cls = type(type(module).__name__, (cls,), injected)
     new = cls.__new__(cls)
     new.__dict__.update(module.__dict__)
-    new._compiled_call_impl = None  # what module.compile() made runs the old module
+    forget_compiled(new)  # what module.compile() made runs the old module
     for option in getattr(module, "_options", ()):
         new.__dict__.pop(option, None)
     new.__dict__.update(getattr(new, "_options", {}))

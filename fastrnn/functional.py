@@ -11,7 +11,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import _VF, Tensor
+from torch import Tensor
 
 from fastrnn import _ops
 from fastrnn._autograd import layer, reference_layer
@@ -236,7 +236,7 @@ def run_layers(
 def _run_torch(
     stack: Stack, x: Tensor, states: _States, weights: Sequence[Tensor], batch_sizes: Tensor | None
 ) -> tuple[Tensor, ...]:
-    function = getattr(_VF, stack.cell if stack.cell != "rnn" else f"rnn_{stack.own[0]}")
+    function = getattr(torch, stack.cell if stack.cell != "rnn" else f"rnn_{stack.own[0]}")
     if states is None:
         states = _zeros(stack, x, weights, batch_sizes)
     hx = tuple(states) if stack.cell == "lstm" else states[0]

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastrnn import _ops
 from fastrnn._autograd import layer
 from fastrnn._base import NO_STATES, Base, check_activation, is_alike, is_state, is_uniform, pair_states
+from fastrnn._compat import is_any_autocast_enabled, weight_names
 from fastrnn.functional import Stack, run_stack
 
 __all__ = ["GRU", "LSTM", "RNN"]
@@ -52,7 +53,7 @@ class Layers(Base, nn.RNNBase):
             and input.is_cpu
             and input.dim() == 3
             and not torch.compiler.is_compiling()
-            and not torch._C._is_any_autocast_enabled()
+            and not is_any_autocast_enabled()
         ):
             found = self._forward_one_layer(input, hx)
             if found is not None:
@@ -93,9 +94,9 @@ class Layers(Base, nn.RNNBase):
         """torch's flat list, read anew: weights may be replaced, parametrized or lent by functional_call."""
         parameters: dict[str, Any] = self._parameters
         try:
-            return [parameters[name] for name in self._flat_weights_names]
+            return [parameters[name] for name in weight_names(self)]
         except KeyError:
-            return [getattr(self, name) for name in self._flat_weights_names]
+            return [getattr(self, name) for name in weight_names(self)]
 
     def _suits(self, x: Any, weights: Sequence[Tensor]) -> bool:
         return isinstance(x, Tensor) and is_uniform(weights) and is_alike(x, weights[0])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrnn import _ops
+from fastrnn._compat import set_weight_names, weight_names, weight_names_by_direction
 from fastrnn._ops import GATES, STATES
 from fastrnn.modules import GRU, LSTM, RNN, Layers
 
@@ -91,12 +92,12 @@ class _Quantized(Layers):
         self._plain.__init__(self, **_arguments(module), device="meta")
         self.dropout = module.dropout  # which the constructor may warn of
         self.weight_format = weights
-        given = {name: getattr(module, name) for name in module._flat_weights_names}
+        given = {name: getattr(module, name) for name in weight_names(module)}
         if any(weight.dtype != torch.float32 for weight in given.values()):
             found = ", ".join(sorted({str(weight.dtype) for weight in given.values()}))
             raise TypeError(f"quantize takes float32 weights, got {found}")
         all_names = []
-        for direction in self._all_weights:
+        for direction in weight_names_by_direction(self):
             scales = []
             for name in direction:
                 shape = getattr(self, name).shape
@@ -111,16 +112,14 @@ class _Quantized(Layers):
             for name, scale in scales:
                 self.register_buffer(name, scale)
             all_names.append([*direction, *(name for name, _ in scales)])
-        self._all_weights = all_names
-        self._flat_weights_names = [name for names in all_names for name in names]
-        self._init_flat_weights()
+        set_weight_names(self, all_names)
         self.train(False)
 
     def dequantize(self) -> Layers:
         """A layer of fastrnn in float32 with the weights that this one stands for."""
         plain = self._plain(**_arguments(self), device="meta")
         plain.dropout = self.dropout
-        for name in plain._flat_weights_names:
+        for name in weight_names(plain):
             weight = getattr(self, name)
             if weight.dim() == 5:
                 length = getattr(plain, name).shape[1]

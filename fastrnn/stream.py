@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.graph import increment_version
 
+from fastrnn._compat import FakeTensor, weight_names
 from fastrnn._ops import GATES, STATES, forward_by_address
 from fastrnn.quantized import packed_shape
 
@@ -56,11 +56,11 @@ class Stream:
             raise ValueError(f"Stream: batch_size must be positive, got {batch_size}")
         stored = getattr(module, "weight_format", None)
         known = module._parameters if stored is None else module._buffers
-        if any(name not in known for name in module._flat_weights_names):
+        if any(name not in known for name in weight_names(module)):
             raise ValueError(
                 "Stream: a parametrized module makes its weights anew for each call; remove that first"
             )
-        weights = [getattr(module, name).detach() for name in module._flat_weights_names]
+        weights = [getattr(module, name).detach() for name in weight_names(module)]
         first = weights[0] if stored is None else weights[2]  # a bias
         if first.dtype not in _DTYPES:
             raise TypeError(f"Stream: weights must be float32 or float64, got {first.dtype}")

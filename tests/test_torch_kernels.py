@@ -40,7 +40,7 @@ def warning_kernel(x: Tensor, *_: Any) -> tuple[Tensor, ...]:
 
 
 def test_a_call_leaves_the_registries_of_warnings_alone(cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functional._VF, "gru", warning_kernel)
+    monkeypatch.setattr(torch, "gru", warning_kernel)
 
     def shown_once() -> None:
         warnings.warn("what a user wants to see once", stacklevel=1)
@@ -65,7 +65,7 @@ def kernel(x, *_):
     warnings.warn({NOT_COMPACT!r}, stacklevel=2)
     return x, x
 
-functional._VF.gru = kernel
+torch.gru = kernel
 with FakeTensorMode():
     x, w_ih, w_hh = (torch.empty(sizes, device="cuda") for sizes in ((5, 2, 3), (12, 3), (12, 4)))
     functional.gru(x, None, [w_ih, w_hh], has_biases=False)
