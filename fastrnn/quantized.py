@@ -14,7 +14,7 @@ from fastrnn.modules import GRU, LSTM, RNN, Layers
 
 __all__ = ["QuantizedGRU", "QuantizedLSTM", "QuantizedRNN", "quantize"]
 
-_DTYPES = {"int8": torch.int8, "bfloat16": torch.bfloat16}
+MATRIX_DTYPES = {"int8": torch.int8, "bfloat16": torch.bfloat16}
 _BLOCK, _QUAD = 16, 4  # of packed int8 weights, see csrc/include/fastrnn/kernels.h
 
 
@@ -39,8 +39,8 @@ def quantize(module: nn.Module, weights: str = "int8") -> nn.Module:
         ValueError: an unknown format; a module without such layers; weights that are not finite
         TypeError: weights that are not float32
     """
-    if weights not in _DTYPES:
-        known = ", ".join(f"'{name}'" for name in _DTYPES)
+    if weights not in MATRIX_DTYPES:
+        known = ", ".join(f"'{name}'" for name in MATRIX_DTYPES)
         raise ValueError(f"Unknown weights '{weights}'. Select from {known}.")
     made: dict[nn.Module, nn.Module] = {}
     for name, found in module.named_modules():
@@ -145,7 +145,7 @@ class _Quantized(Layers):
         return (
             isinstance(x, Tensor)
             and x.dtype == weights[2].dtype == torch.float32
-            and weights[0].dtype == _DTYPES[self.weight_format]
+            and weights[0].dtype == MATRIX_DTYPES[self.weight_format]
             and x.is_cpu
             and all(weight.is_cpu for weight in weights)
         )

@@ -1,15 +1,18 @@
 """Sequences that arrive one time step at a time."""
 
+import struct
 from collections.abc import Sequence
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
+from torch.utils.dlpack import from_dlpack
 
 from fastrnn._compat import FakeTensor, weight_names
 from fastrnn._ops import GATES, STATES, forward_by_address
-from fastrnn.quantized import packed_shape
+from fastrnn.quantized import MATRIX_DTYPES, packed_shape
 
 __all__ = ["Stream"]
 
@@ -19,18 +22,86 @@ _GRU_RESET_BEFORE = 2
 _ACTIVATIONS = ("tanh", "softsign", "relu", "hardtanh")
 _DTYPES = {torch.float32: False, torch.float64: True}
 _FORMATS = {None: 0, "bfloat16": 1, "int8": 2}
+_STEP_CALL = struct.Struct("8q10P")  # of csrc/torch/direct.cpp
 
-_Call = tuple[tuple[int, ...], tuple[int, ...], int]
+_address, _storage = Tensor.data_ptr, Tensor.untyped_storage
+
+_Weight = tuple[tuple[int, ...], torch.dtype]  # shape and dtype
+
+
+class _Form(NamedTuple):
+    """All that a stream takes from its module but the weights."""
+
+    mode: str
+    reset_after: bool
+    activation: str
+    weight_format: str | None
+    bias: bool
+    input_size: int
+    hidden_size: int
+    proj_size: int
+    num_layers: int
+    names: tuple[str, ...]
+
+    @property
+    def cell(self) -> str:
+        return self.mode.lower() if self.mode in ("LSTM", "GRU") else "rnn"
+
+    @property
+    def recurrent(self) -> int:
+        return self.proj_size or self.hidden_size
+
+    @property
+    def place(self) -> str:
+        """Where the module keeps its weights; those of a quantized layer are buffers."""
+        return "_parameters" if self.weight_format is None else "_buffers"
+
+    def input_of(self, index: int) -> int:
+        return self.input_size if index == 0 else self.recurrent
+
+    def expected(self, dtype: torch.dtype, index: int) -> list[_Weight]:
+        """What the weights of a layer must be."""
+        stored, gates = self.weight_format, GATES[self.cell]
+        rows = (gates * self.hidden_size,)
+        matrix = dtype if stored is None else MATRIX_DTYPES[stored]
+        lengths = (self.input_of(index), self.recurrent)
+        if stored == "int8":
+            expected = [(packed_shape(gates, self.hidden_size, length), matrix) for length in lengths]
+        else:
+            expected = [((*rows, length), matrix) for length in lengths]
+        if self.bias:
+            expected += [(rows, dtype), (rows, dtype)]
+        if self.proj_size:
+            expected.append(((self.proj_size, self.hidden_size), dtype if stored == "int8" else matrix))
+        if stored == "int8":
+            expected += [(rows, dtype), (rows, dtype)]  # scales
+        return expected
+
+
+def _form_of(module: nn.RNNBase) -> _Form:
+    return _Form(
+        module.mode,
+        getattr(module, "reset_after", True),
+        getattr(module, "activation", getattr(module, "nonlinearity", "tanh")),
+        getattr(module, "weight_format", None),
+        module.bias,
+        module.input_size,
+        module.hidden_size,
+        module.proj_size,
+        module.num_layers,
+        tuple(weight_names(module)),
+    )
 
 
 class Stream:
     """The layers of an LSTM, GRU or RNN, one time step a call: states and buffers are kept from call to call, and a
     step allocates nothing.
 
-    The weights are read where they are: changes in place are followed, those of an optimizer or ``load_state_dict``
-    among them. A module whose parameters were replaced, moved or put into shared memory needs a new Stream. Dropout is
-    not applied, nothing is recorded for a backward pass, and one stream serves one thread at a time. A copy or a pickle
-    of a stream has its state and a copy of the module.
+    The weights are read where they are, and every step looks whether they are still there: changes in place are
+    followed, and so are parameters that were replaced, moved or put into shared memory. Weights that the stream cannot
+    read, of another shape, dtype or device, are an error of the next step. Dropout is not applied, nothing is recorded
+    for a backward pass, and one stream serves one thread at a time. A copy or a pickle of a stream has its state and a
+    copy of the module.
 
     Args:
         module: a layer of fastrnn or of torch.nn, not bidirectional, float32 or float64 on the CPU; or what
@@ -54,36 +125,25 @@ class Stream:
             )
         if batch_size < 1:
             raise ValueError(f"Stream: batch_size must be positive, got {batch_size}")
-        stored = getattr(module, "weight_format", None)
-        known = module._parameters if stored is None else module._buffers
-        if any(name not in known for name in weight_names(module)):
-            raise ValueError(
-                "Stream: a parametrized module makes its weights anew for each call; remove that first"
-            )
-        weights = [getattr(module, name).detach() for name in weight_names(module)]
-        first = weights[0] if stored is None else weights[2]  # a bias
-        if first.dtype not in _DTYPES:
-            raise TypeError(f"Stream: weights must be float32 or float64, got {first.dtype}")
-        for weight in weights:
-            if not weight.is_cpu or not weight.is_contiguous() or not (stored or weight.dtype == first.dtype):
-                raise ValueError("Stream: all weights must be contiguous, on the CPU and of one dtype")
-        cell = "lstm" if module.mode == "LSTM" else "gru" if module.mode == "GRU" else "rnn"
-        self._module = module
+        form = _form_of(module)
+        _, self._dtype = _readable_weights(module, form)
+        self._module, self._form = module, form
+        self._read, self._place = itemgetter(*form.names), form.place
         self.batch_size = batch_size
-        self.input_size = module.input_size
-        self._dtype = first.dtype
-        recurrent = module.proj_size or module.hidden_size
-        sizes = (recurrent, module.hidden_size)[: STATES[cell]]
-        with torch.inference_mode(False):  # tensors that any mode may change
-            self._states = [first.new_zeros(module.num_layers, batch_size, size) for size in sizes]
-            # two for the last layer, which take turns: a step may read what the step before returned
-            self._outputs = [first.new_zeros(batch_size, recurrent) for _ in range(module.num_layers + 1)]
-        self._weights = weights  # keeps their memory
-        self._first_address = weights[0].data_ptr()
-        self._turns: list[tuple[list[_Call], Tensor]] = [
-            (_calls(module, cell, stored, weights, batch_size, self._states, [*self._outputs[:-2], y]), y)
-            for y in self._outputs[-2:]
+        self.input_size = form.input_size
+        self._states = [
+            self._zeros(form.num_layers, batch_size, size)
+            for size in (form.recurrent, form.hidden_size)[: STATES[form.cell]]
         ]
+        self._between = [self._zeros(batch_size, form.recurrent) for _ in range(form.num_layers - 1)]
+        self._input_shape, self._output_shape = (batch_size, form.input_size), (batch_size, form.recurrent)
+        self._input_bytes, self._output_bytes = (
+            batch_size * size * self._dtype.itemsize for size in (form.input_size, form.recurrent)
+        )
+        # they take turns, so that a step may read what the step before returned
+        self._outputs = [self._new_output(), self._new_output()]
+        self._turn = 0
+        self._prepare()
 
     def step(self, x: Tensor) -> Tensor:
         """The output of one time step.
@@ -92,36 +152,88 @@ class Stream:
             x: [B, I], of the module's dtype, on the CPU
 
         Returns:
-            [B, R]; the step after the next overwrites it, so clone what is to be kept
+            [B, R]; the step after the next overwrites it, so clone what is to be kept or goes to another thread or
+            process
         """
-        if x.shape != (self.batch_size, self.input_size) or x.dtype != self._dtype or not x.is_cpu:
+        if x.shape != self._input_shape or x.dtype != self._dtype or not x.is_cpu:
             raise ValueError(
-                f"Stream.step takes a CPU tensor [{self.batch_size}, {self.input_size}] of {self._dtype}, "
+                f"Stream.step takes a CPU tensor {list(self._input_shape)} of {self._dtype}, "
                 f"got {list(x.shape)} of {x.dtype} on {x.device}"
             )
         if not x.is_contiguous() or x.is_neg():
             x = x.resolve_neg().contiguous()
-        if isinstance(x, FakeTensor):
-            self._refuse(x)
-        self._turns.reverse()
-        calls, y = self._turns[0]
-        address, threads = x.data_ptr(), torch.get_num_threads()
-        if (not address and x.numel()) or self._weights[0].data_ptr() != self._first_address:
-            self._refuse(x)
-        target = y.data_ptr()
-        if address < target + y.nbytes and target < address + x.nbytes:  # an output of two steps ago
+        address = x.data_ptr() if type(x) is Tensor or not isinstance(x, FakeTensor) else 0
+        if not address and x.numel():
+            raise ValueError(f"Stream.step takes a tensor with memory of its own, not {type(x).__name__}")
+        calls, target, y = self._turns[self._turn]
+        try:
+            weights = self._read(self._module.__dict__[self._place])
+            moved = (
+                list(map(_address, weights)) != self._addresses
+                or list(map(len, map(_storage, weights))) != self._sizes
+            )
+        except (KeyError, TypeError, RuntimeError):  # a name without a tensor, a tensor without memory
+            moved = True
+        if moved or y.data_ptr() != target or y.shape != self._output_shape or y.requires_grad:
+            self._prepare()
+            calls, target, y = self._turns[self._turn]
+        if (
+            address < target + self._output_bytes and target < address + self._input_bytes
+        ):  # an output of two steps ago
             x = x.clone()
             address = x.data_ptr()
-        for before, after, output in calls:
-            forward_by_address(*before, address, *after, threads)
+        threads = torch.get_num_threads()
+        for call, output in calls:
+            forward_by_address(call, address, threads)
             address = output
         increment_version(y)  # a backward pass that still needs the last step's values then says so
+        self._turn = 1 - self._turn
         return y
 
-    def _refuse(self, x: Tensor) -> None:
-        if isinstance(x, FakeTensor) or not x.data_ptr():
-            raise ValueError(f"Stream.step takes a tensor with memory of its own, not {type(x).__name__}")
-        raise RuntimeError("Stream: the module's weights were moved to other memory; make a new Stream of it")
+    def _zeros(self, *shape: int) -> Tensor:
+        with torch.inference_mode(False):  # a tensor that any mode may change
+            return torch.zeros(shape, dtype=self._dtype, device="cpu")
+
+    def _new_output(self) -> tuple[Tensor, Tensor]:
+        """Memory that stays the stream's, and the tensor over it that the user gets: to share, resize or set that one
+        takes nothing from the stream."""
+        memory = self._zeros(*self._output_shape)
+        with torch.inference_mode(False):
+            return memory, from_dlpack(memory)
+
+    def _prepare(self) -> None:
+        """The kernel calls of both turns, from where the weights and the outputs are."""
+        weights, dtype = _readable_weights(self._module, self._form)
+        if dtype != self._dtype or _form_of(self._module) != self._form:
+            raise RuntimeError(
+                "Stream: the module's dtype, sizes or options are not those of its making; make a new Stream"
+            )
+        for turn, (memory, y) in enumerate(self._outputs):
+            if y.data_ptr() != memory.data_ptr() or y.shape != self._output_shape or y.requires_grad:
+                self._outputs[turn] = self._new_output()
+        self._turns = [(self._calls(weights, memory), memory.data_ptr(), y) for memory, y in self._outputs]
+        self._weights = weights  # their memory stays while a step reads it
+        self._addresses = [weight.data_ptr() for weight in weights]
+        self._sizes = [len(weight.untyped_storage()) for weight in weights]
+
+    def _calls(self, weights: Sequence[Tensor], last: Tensor) -> list[tuple[bytes, int]]:
+        """For each layer what its step needs but for x, and the address of its output."""
+        form, calls = self._form, []
+        cell = _GRU_RESET_BEFORE if form.mode == "GRU" and not form.reset_after else _CELLS[form.mode]
+        activation = _ACTIVATIONS.index(form.activation)
+        kind = (cell, activation, _DTYPES[self._dtype], _FORMATS[form.weight_format])
+        count = len(weights) // form.num_layers
+        for index, output in enumerate((*self._between, last)):
+            sizes = (self.batch_size, form.input_of(index), form.hidden_size, form.proj_size)
+            state = [s[index].data_ptr() for s in self._states]
+            given = [w.data_ptr() for w in weights[index * count : (index + 1) * count]]
+            scales = [given.pop(-2), given.pop()] if form.weight_format == "int8" else [0, 0]
+            w_hr = given.pop() if form.proj_size else 0
+            biases = given[2:] or [0, 0]
+            y = output.data_ptr()
+            addresses = (state[0], state[1] if len(state) > 1 else 0, y, *given[:2], *biases, w_hr, *scales)
+            calls.append((_STEP_CALL.pack(*kind, *sizes, *addresses), y))
+        return calls
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (self._module, self.batch_size, self.state)
@@ -159,62 +271,37 @@ def _restored(module: nn.RNNBase, batch_size: int, state: Tensor | tuple[Tensor,
     return stream
 
 
-def _calls(
-    module: nn.RNNBase,
-    cell: str,
-    stored: str | None,
-    weights: list[Tensor],
-    batch_size: int,
-    states: list[Tensor],
-    outputs: list[Tensor],
-) -> list[_Call]:
-    """For each layer the arguments of a kernel call before and after the address of x, and the output's address."""
-    code = _CELLS[module.mode]
-    if cell == "gru" and not getattr(module, "reset_after", True):
-        code = _GRU_RESET_BEFORE
-    activation = _ACTIVATIONS.index(getattr(module, "activation", getattr(module, "nonlinearity", "tanh")))
-    calls: list[_Call] = []
-    count = len(weights) // module.num_layers
-    for index in range(module.num_layers):
-        layer = weights[index * count : (index + 1) * count]
-        input_size = module.input_size if index == 0 else module.proj_size or module.hidden_size
-        _check(layer, GATES[cell], stored, module, input_size, index)
-        before = (
-            code,
-            activation,
-            _DTYPES[outputs[0].dtype],
-            _FORMATS[stored],
-            1,
-            batch_size,
-            input_size,
-            module.hidden_size,
-            module.proj_size,
-            False,
+def _readable_weights(module: nn.RNNBase, form: _Form) -> tuple[list[Tensor], torch.dtype]:
+    """Torch's flat list, every element of which the kernels may read, and the dtype of x and the states."""
+    known = module.__dict__[form.place]
+    if any(known.get(name) is None for name in form.names):
+        raise ValueError(
+            "Stream: a parametrized module makes its weights anew for each call; remove that first"
         )
-        h, c = states[0][index].data_ptr(), states[-1][index].data_ptr() if len(states) > 1 else 0
-        y = outputs[index].data_ptr()
-        addresses = [w.data_ptr() for w in layer]
-        scales = [addresses.pop(-2), addresses.pop()] if stored == "int8" else [0, 0]
-        w_hr = addresses.pop() if module.proj_size else 0
-        biases = addresses[2:] or [0, 0]
-        calls.append((before, (h, c, y, h, c, *addresses[:2], *biases, w_hr, *scales), y))
-    return calls
+    weights = [known[name].detach() for name in form.names]
+    dtype = weights[0].dtype if form.weight_format is None else torch.float32
+    if dtype not in _DTYPES:
+        raise TypeError(f"Stream: weights must be float32 or float64, got {dtype}")
+    count = len(weights) // form.num_layers
+    for index in range(form.num_layers):
+        found = [(tuple(w.shape), w.dtype) for w in weights[index * count : (index + 1) * count]]
+        expected = form.expected(dtype, index)
+        if found != expected:
+            raise ValueError(
+                f"Stream: the weights of layer {index} are {_text(found)}, not {_text(expected)}"
+            )
+    for name, weight in zip(form.names, weights, strict=True):
+        if not _is_readable(weight):
+            raise ValueError(f"Stream: {name} must be contiguous and have memory of the CPU")
+    return weights, dtype
 
 
-def _check(
-    layer: Sequence[Tensor], gates: int, stored: str | None, module: nn.RNNBase, input_size: int, index: int
-) -> None:
-    rows = gates * module.hidden_size
-    expected: list[tuple[int, ...]] = [
-        packed_shape(gates, module.hidden_size, length) if stored == "int8" else (rows, length)
-        for length in (input_size, module.proj_size or module.hidden_size)
-    ]
-    if module.bias:
-        expected += [(rows,), (rows,)]
-    if module.proj_size:
-        expected.append((module.proj_size, module.hidden_size))
-    if stored == "int8":
-        expected += [(rows,), (rows,)]
-    found = [tuple(w.shape) for w in layer]
-    if found != expected:
-        raise ValueError(f"Stream: the weights of layer {index} have shapes {found}, not {expected}")
+def _text(kinds: Sequence[_Weight]) -> str:
+    return ", ".join(f"{list(shape)} {str(dtype).removeprefix('torch.')}" for shape, dtype in kinds)
+
+
+def _is_readable(weight: Tensor) -> bool:
+    if isinstance(weight, FakeTensor) or not weight.is_cpu or weight.layout != torch.strided:
+        return False
+    end = (weight.storage_offset() + weight.numel()) * weight.element_size()
+    return weight.is_contiguous() and not weight.is_neg() and end <= len(weight.untyped_storage())

@@ -196,14 +196,6 @@ def test_a_tensor_without_memory_is_refused():
         stream.step(fake)
 
 
-def test_weights_that_moved_are_noticed():
-    module = fastrnn.GRU(5, 9)
-    stream = fastrnn.Stream(module)
-    module.share_memory()
-    with pytest.raises(RuntimeError, match="make a new Stream"):
-        stream.step(torch.zeros(1, 5))
-
-
 def test_parametrized_modules_are_refused():
     module = nn.utils.parametrizations.weight_norm(fastrnn.GRU(5, 9), "weight_hh_l0")
     with pytest.raises(ValueError, match="parametrized"):

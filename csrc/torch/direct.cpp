@@ -1,9 +1,10 @@
-// The forward pass of one direction for a caller that has addresses: no dispatcher, no tensors. fastrnn/stream.py
-// checks what it passes.
+// A time step of one direction for a caller that has addresses: no dispatcher, no tensors. fastrnn/stream.py checks
+// what it passes.
 #include "direct.h"
 
 #include <torch/csrc/stable/ops.h>
 
+#include <cstring>
 #include <exception>
 #include <string>
 
@@ -13,49 +14,54 @@
 namespace fastrnn {
 namespace {
 
-constexpr Py_ssize_t kArguments = 24;
+// What stays from step to step, as fastrnn/stream.py packs it; null for what there is not. Every array is contiguous.
+struct StepCall {
+    int64_t cell, activation, is_float64, weight_format;  // enumerators
+    int64_t batch, input, hidden, projection;
+    void *h, *c;  // [B, R], [B, H], read and written
+    void* y;      // [B, R]
+    const void *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;
+    const float *scale_ih, *scale_hh;
+};
 
 }  // namespace
 
 PyObject* direct_forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
-    if (count != kArguments) {
-        PyErr_Format(PyExc_TypeError, "forward takes %zd arguments, got %zd", kArguments, count);
+    char* bytes = nullptr;
+    Py_ssize_t size = 0;
+    if (count != 3) {
+        PyErr_Format(PyExc_TypeError, "forward takes 3 arguments, got %zd", count);
         return nullptr;
     }
-    int64_t value[kArguments];
-    for (Py_ssize_t i = 0; i < kArguments; ++i) {
-        value[i] = PyLong_AsLongLong(args[i]);
-        if (value[i] == -1 && PyErr_Occurred()) return nullptr;
+    if (PyBytes_AsStringAndSize(args[0], &bytes, &size) < 0) return nullptr;
+    StepCall call;
+    if (size != static_cast<Py_ssize_t>(sizeof call)) {
+        PyErr_Format(PyExc_ValueError, "forward takes a call of %zu bytes, got %zd", sizeof call, size);
+        return nullptr;
     }
-    const auto address = [&value](int i) { return reinterpret_cast<void*>(value[i]); };
+    std::memcpy(&call, bytes, sizeof call);
     ForwardParams p{};
-    p.cell = static_cast<Cell>(value[0]);
-    p.activation = static_cast<Activation>(value[1]);
-    p.dtype = value[2] ? DType::float64 : DType::float32;
-    p.format = static_cast<WeightFormat>(value[3]);
-    p.shape.time = value[4];
-    p.shape.batch = value[5];
-    p.shape.rows = p.shape.time * p.shape.batch;
-    p.shape.input = value[6];
-    p.shape.hidden = value[7];
-    p.shape.projection = value[8];
+    p.x = PyLong_AsVoidPtr(args[1]);
+    p.threads = static_cast<int>(PyLong_AsLong(args[2]));
+    if (PyErr_Occurred()) return nullptr;
+    p.cell = static_cast<Cell>(call.cell);
+    p.activation = static_cast<Activation>(call.activation);
+    p.dtype = call.is_float64 ? DType::float64 : DType::float32;
+    p.format = static_cast<WeightFormat>(call.weight_format);
+    p.shape.time = 1;
+    p.shape.batch = p.shape.rows = call.batch;
+    p.shape.input = call.input;
+    p.shape.hidden = call.hidden;
+    p.shape.projection = call.projection;
     p.shape.directions = 1;
-    const int64_t recurrent = p.shape.projection ? p.shape.projection : p.shape.hidden;
-    const bool batch_first = value[9] != 0;
-    p.x = address(10);
-    p.x_stride_time = p.shape.input * (batch_first ? 1 : p.shape.batch);
-    p.x_stride_batch = p.shape.input * (batch_first ? p.shape.time : 1);
-    p.h0 = address(11);
-    p.c0 = address(12);
-    p.y = address(13);
-    p.y_stride_time = recurrent * (batch_first ? 1 : p.shape.batch);
-    p.y_stride_batch = recurrent * (batch_first ? p.shape.time : 1);
-    p.h_n = address(14);
-    p.c_n = address(15);
-    p.weights[0] = {address(16), address(17), address(18), address(19), address(20)};
-    p.weights[0].scale_ih = static_cast<const float*>(address(21));
-    p.weights[0].scale_hh = static_cast<const float*>(address(22));
-    p.threads = static_cast<int>(value[23]);
+    p.x_stride_batch = call.input;
+    p.y_stride_batch = call.projection ? call.projection : call.hidden;
+    p.h0 = p.h_n = call.h;
+    p.c0 = p.c_n = call.c;
+    p.y = call.y;
+    p.weights[0] = {call.w_ih, call.w_hh, call.b_ih, call.b_hh, call.w_hr};
+    p.weights[0].scale_ih = call.scale_ih;
+    p.weights[0].scale_hh = call.scale_hh;
     std::string failure;
     Py_BEGIN_ALLOW_THREADS;
     try {
