@@ -1,11 +1,12 @@
 """Layers for inference whose weights are kept in fewer bits."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import _ops
 from fastrnn._compat import set_weight_names, weight_names, weight_names_by_direction
@@ -29,7 +30,9 @@ def quantize(module: nn.Module, weights: str = "int8") -> nn.Module:
     - "bfloat16": the weights are rounded to bfloat16; all arithmetic is float32.
 
     No gradients flow through the new layers. Their ``state_dict`` is loaded into what ``quantize`` makes of a module of
-    the same sizes. Cells and all other modules are copied as they are.
+    the same sizes; in it an int8 matrix is ``weight_* [G*H, K]`` beside ``weight_*_scale [G*H]``. Casts (``.double()``,
+    ``.half()``) leave the layers as they are: they take and give float32. Away from the CPU their weights are widened in
+    each call. Cells and all other modules are copied as they are.
 
     Args:
         module: a layer of fastrnn or of torch.nn in float32, or a model that has some
@@ -61,30 +64,43 @@ def packed_shape(gates: int, hidden: int, length: int) -> tuple[int, ...]:
     return -(-hidden // _BLOCK), -(-length // _QUAD), gates, _BLOCK, _QUAD
 
 
-def pack_int8(w: Tensor, gates: int) -> tuple[Tensor, Tensor]:
-    """w [G*H, K] as int8 [blocks of 16 units, K/4 rounded up, G, 16, 4] and the rows' scales [G*H]."""
-    if not bool(w.isfinite().all()):
-        raise ValueError("weights must be finite")
-    hidden, length = w.shape[0] // gates, w.shape[1]
-    largest = w.abs().amax(1) if length else w.new_zeros(w.shape[0])
-    scale = torch.where(largest > 0, largest / 127, 1.0)
-    rows = (w / scale[:, None]).round().clamp(-127, 127).to(torch.int8)
+def pack_rows(rows: Tensor, gates: int) -> Tensor:
+    """rows [G*H, K] as [blocks of 16 units, K/4 rounded up, G, 16, 4], zero beyond the last unit and column."""
+    hidden, length = rows.shape[0] // gates, rows.shape[1]
     blocks, quads, *_ = packed_shape(gates, hidden, length)
     padded = rows.new_zeros(gates, blocks * _BLOCK, quads * _QUAD)
     padded[:, :hidden, :length] = rows.view(gates, hidden, length)
-    return padded.view(gates, blocks, _BLOCK, quads, _QUAD).permute(1, 3, 0, 2, 4).contiguous(), scale
+    return padded.view(gates, blocks, _BLOCK, quads, _QUAD).permute(1, 3, 0, 2, 4).contiguous()
+
+
+def unpack_rows(packed: Tensor, hidden: int, length: int) -> Tensor:
+    """The rows [G*H, length] that :func:`pack_rows` was given."""
+    blocks, quads, gates, *_ = packed.shape
+    rows = packed.permute(2, 0, 3, 1, 4).reshape(gates, blocks * _BLOCK, quads * _QUAD)
+    return rows[:, :hidden, :length].flatten(0, 1).contiguous()
+
+
+def pack_int8(w: Tensor, gates: int) -> tuple[Tensor, Tensor]:
+    """w [G*H, K] as packed int8, see :func:`pack_rows`, and the rows' scales [G*H]."""
+    if not bool(w.isfinite().all()):
+        raise ValueError("weights must be finite")
+    largest = w.abs().amax(1) if w.shape[1] else w.new_zeros(w.shape[0])
+    scale = torch.where(largest > 0, largest / 127, 1.0)
+    return pack_rows((w / scale[:, None]).round().clamp(-127, 127).to(torch.int8), gates), scale
 
 
 def unpack_int8(packed: Tensor, scale: Tensor, length: int) -> Tensor:
     """The w [G*H, length] that the result of :func:`pack_int8` stands for."""
-    gates = packed.shape[2]
-    rows = packed.permute(2, 0, 3, 1, 4).reshape(gates, packed.shape[0] * _BLOCK, packed.shape[1] * _QUAD)
-    return rows[:, : scale.shape[0] // gates, :length].flatten(0, 1) * scale[:, None]
+    return unpack_rows(packed, scale.shape[0] // packed.shape[2], length) * scale[:, None]
 
 
 class _Quantized(Layers):
-    """A layer whose weights are buffers, named like the parameters of the layer that it was made from."""
+    """A layer whose weights are buffers, named like the parameters of the layer that it was made from.
 
+    In memory the matrices of int8 have the kernels' private layout; in a state_dict they are [G*H, K].
+    """
+
+    _version = 2  # 1: a state_dict had the private layout
     weight_format: str
     _plain: ClassVar[type[Layers]]
 
@@ -119,16 +135,65 @@ class _Quantized(Layers):
         """A layer of fastrnn in float32 with the weights that this one stands for."""
         plain = self._plain(**_arguments(self), device="meta")
         plain.dropout = self.dropout
+        weights = dict(zip(weight_names(self), self._weights(), strict=True))
         for name in weight_names(plain):
-            weight = getattr(self, name)
+            weight = weights[name]
             if weight.dim() == 5:
-                length = getattr(plain, name).shape[1]
-                weight = unpack_int8(weight, getattr(self, f"{name}_scale"), length)
+                weight = unpack_int8(weight, weights[f"{name}_scale"], self._length(name))
             setattr(plain, name, nn.Parameter(weight.to(torch.float32, copy=True)))
         return plain.train(self.training)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, weights={self.weight_format}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Quantized":
+        """Casts leave the weights as they are stored, so that the layer goes on taking float32; they may move."""
+
+        def in_its_dtype(tensor: Tensor) -> Tensor:
+            applied = fn(tensor)
+            return applied if applied.dtype == tensor.dtype else tensor.to(applied.device)
+
+        super()._apply(in_its_dtype, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _length(self, name: str) -> int:
+        """K of a matrix [G*H, K]."""
+        recurrent = self.proj_size or self.hidden_size
+        if "_hh_" in name:
+            return recurrent
+        directions = 2 if self.bidirectional else 1
+        return self.input_size if name.startswith("weight_ih_l0") else recurrent * directions
+
+    def _packed_names(self) -> list[str]:
+        return [name for name, buffer in self._buffers.items() if buffer is not None and buffer.dim() == 5]
+
+    def _weights(self) -> list[Tensor]:
+        buffers: dict[str, Any] = self._buffers
+        weights = [buffers[name] for name in weight_names(self)]
+        # functional_call may lend the matrices of a state_dict
+        return [
+            pack_rows(weight, GATES[self._cell])
+            if weight.dtype == torch.int8 and weight.dim() == 2
+            else weight
+            for weight in weights
+        ]
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in self._packed_names():
+            packed = destination[prefix + name]
+            destination[prefix + name] = unpack_rows(packed, self.hidden_size, self._length(name))
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any, **keywords: Any
+    ) -> None:
+        gates = GATES[self._cell]
+        for name in self._packed_names():
+            given = state_dict.get(prefix + name)
+            shape = (gates * self.hidden_size, self._length(name))
+            if isinstance(given, Tensor) and given.dtype == torch.int8 and given.shape == shape:
+                state_dict[prefix + name] = pack_rows(given, gates)
+        super()._load_from_state_dict(state_dict, prefix, *arguments, **keywords)
 
     def reset_parameters(self) -> None:
         if not self._buffers:  # called while the layer is made
@@ -163,6 +228,9 @@ class _Quantized(Layers):
             return super()._run(x, states, weights, batch_sizes)
 
     def _forward_by_torch(self, input: Any, hx: Any) -> Any:
+        x = input.data if isinstance(input, PackedSequence) else input
+        if isinstance(x, Tensor) and x.dtype != torch.float32 and not _ops.autocasts(x):
+            raise ValueError(f"{self} takes float32 whatever it was cast to, got {x.dtype}")
         return self.dequantize()(input, hx)
 
 

@@ -196,15 +196,6 @@ def test_a_row_that_is_not_finite_spoils_no_other(value):
     assert torch.equal(y[:, [0, 2]], expected[:, [0, 2]]) and torch.equal(y[0], expected[0])
 
 
-@formats
-def test_other_dtypes_take_the_dequantized_layer(weights):
-    quantized = fastrnn.quantize(make("gru", 5, 19), weights)
-    with pytest.raises((RuntimeError, ValueError), match=r"dtype|type"):
-        quantized(torch.randn(4, 3, 5, dtype=torch.float64))
-    with pytest.raises(RuntimeError, match=r"input.size\(-1\) must be equal to input_size"):
-        quantized(torch.randn(4, 3, 6))
-
-
 def test_refusals():
     with pytest.raises(ValueError, match="Unknown weights 'int4'"):
         fastrnn.quantize(fastrnn.LSTM(3, 4), "int4")
@@ -276,12 +267,3 @@ def test_products_of_one_sign_do_not_overflow(isa, length):
     quantized = fastrnn.quantize(module)
     for x in (torch.ones(2, 1, length), -torch.ones(2, 1, length)):
         assert_stands_for(quantized, x, None, x.double(), None, "int8")
-
-
-def test_a_quantized_layer_that_was_cast_still_takes_float32():
-    x = torch.randn(4, 3, 5)
-    for weights in FORMATS:
-        quantized = fastrnn.quantize(make("gru", 5, 19), weights)
-        expected = quantized(x)[0]
-        for cast in (quantized.double(), quantized.half()):
-            torch.testing.assert_close(cast(x)[0], expected, rtol=1e-2, atol=1e-2)

@@ -197,6 +197,8 @@ struct Layer {
         quantized = kept != stored && format != WeightFormat::plain;
         // torch.nn refuses weights of another dtype than x; biases of x's dtype show that it is meant
         check(!quantized || has_biases, "fastrnn: matrices of fewer bits than x come with biases");
+        check(!quantized || (stored == ScalarType::Float && x.is_cpu() && !kEmulated),
+              "fastrnn: matrices of fewer bits than x take a float32 x on the CPU");
         for (Tensor& w : weights) {
             if (format != WeightFormat::plain && w.dim() == (scaled ? 5 : 2)) {
                 check(w.scalar_type() == kept && w.is_cpu(), "fastrnn: every matrix must have one dtype and device");
