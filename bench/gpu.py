@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-os.environ.setdefault("FASTRNN_CUDA_ENGINE", "auto")  # read when fastrnn is imported
+os.environ["FASTRNN_CUDA_ENGINE"] = "grid"  # nothing goes to torch; each call names its engine
 
 ROOT = Path(__file__).parent.parent
 ENGINES = ("steps", "grid")
@@ -208,9 +208,10 @@ def why_no_grid(point: Point) -> str:
 
     dtype = str(DTYPES[point.dtype]).removeprefix("torch.")
     directions = 2 if point.bidirectional else 1
-    sizes = (point.time, point.batch, point.hidden, point.hidden, 0, directions)
+    sizes = (point.time, point.batch, point.hidden, point.hidden, 0, directions, point.layers)
     for backward in (False, True)[: 1 + point.training]:
-        lines = _ops.cuda_plan(point.cell, dtype, sizes, backward, "grid", *info.cuda_properties()).splitlines()
+        device = info.cuda_properties()
+        lines = _ops.cuda_plan(point.cell, dtype, sizes, point.packed, backward, "grid", *device).splitlines()
         plan = dict(line.split(": ", 1) for line in lines)
         if plan["engine"] != "grid":
             return plan["why"]

@@ -18,7 +18,7 @@ gradients that are not needed come back with shape [0].
 import importlib
 import os
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -78,8 +78,24 @@ if cuda_engine != "torch":
 
 def has_kernels(x: Tensor) -> bool:
     """Whether the ops run on x's device and dtype."""
-    # is_cpu costs 50 ns, device.type 300
-    return x.dtype in _DTYPES and (x.is_cpu or x.device.type in _DEVICES)
+    if x.dtype not in _DTYPES:
+        return False
+    if x.is_cpu:  # 50 ns, where device.type costs 300
+        return True
+    return x.device.type in _DEVICES and not (x.is_cuda and _is_too_old(x.device.index))
+
+
+@lru_cache
+def cuda_properties(index: int) -> tuple[int, int, int, int]:
+    """Of a CUDA device, as :func:`cuda_plan` takes them."""
+    found: Any = torch.cuda.get_device_properties(index)  # torch's stubs lack some
+    capability = 10 * found.major + found.minor
+    return capability, found.multi_processor_count, found.shared_memory_per_block_optin, found.L2_cache_size
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _is_too_old(index: int) -> bool:
+    return cuda_properties(index)[0] < int(_ops.cuda_capability())
 
 
 def autocasts(x: Tensor) -> bool:
@@ -150,16 +166,30 @@ def cuda_compiled() -> bool:
 def cuda_plan(
     cell: str,
     dtype: str,
-    sizes: tuple[int, int, int, int, int, int],
+    sizes: tuple[int, int, int, int, int, int, int],
+    packed: bool,
     backward: bool,
     wanted: str,
     device: str,
     properties: Sequence[int] = (),
 ) -> str:
-    """What the CUDA kernels would do, one fact a line. sizes are T, B, I, H, P, D; device is "h100", "h200", "a100", or
-    any name with its properties: 10 * major + minor of its compute capability, multiprocessors, bytes of shared memory
-    that a block may have, bytes of L2 cache."""
-    return str(_ops.cuda_plan(cell, dtype, sizes, backward, wanted, device, properties))
+    """What the CUDA kernels would do, one fact a line. sizes are T, B, I, H, P, D, and the stack's L; device is "h100",
+    "h200", "a100", or any name with its properties: 10 * major + minor of its compute capability, multiprocessors,
+    bytes of shared memory that a block may have, bytes of L2 cache."""
+    return str(_ops.cuda_plan(cell, dtype, sizes, packed, backward, wanted, device, properties))
+
+
+def torch_is_quicker(
+    cell: str,
+    dtype: str,
+    sizes: tuple[int, int, int, int, int, int, int],
+    packed: bool,
+    training: bool,
+    device: str,
+    properties: Sequence[int] = (),
+) -> bool:
+    """Whether the cost model puts torch's own CUDA kernels before fastrnn's, arguments as in :func:`cuda_plan`."""
+    return bool(_ops.torch_is_quicker(cell, dtype, sizes, packed, training, device, properties))
 
 
 def padded_units(hidden: int) -> int:

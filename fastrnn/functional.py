@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastrnn import _ops
+from fastrnn import _cuda, _ops
 from fastrnn._autograd import layer, reference_layer
 
 __all__ = ["gru", "lstm", "rnn"]
@@ -184,7 +184,14 @@ def run_stack(
         if torch_has(stack.cell, stack.own):
             return _run_torch(stack, x, states, weights, batch_sizes)
         return run_layers(reference_layer, stack._replace(recompute=False), x, states, weights, batch_sizes)
-    if _ops.autocasts(x) and x.dtype != torch.float64:
+    casts = _ops.autocasts(x) and x.dtype != torch.float64
+    if (
+        x.is_cuda
+        and torch_has(stack.cell, stack.own)
+        and (casts or _cuda.torch_is_quicker(stack, x, states, weights, batch_sizes))
+    ):
+        return _run_torch(stack, x, states, weights, batch_sizes)
+    if casts:
         return _run_autocast(stack, x, states, weights, batch_sizes)
     return run_layers(layer, stack, x, states, weights, batch_sizes)
 
@@ -250,16 +257,19 @@ def _run_torch(
 def _run_autocast(
     stack: Stack, x: Tensor, states: _States, weights: Sequence[Tensor], batch_sizes: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """Computes in the weights' dtype, which loses nothing, and gives every output the dtype that torch.nn gives it."""
+    """Computes in the weights' dtype, which loses nothing, and gives every output the dtype that torch.nn gives it; but
+    in autocast's dtype on CUDA, where the tensor cores are."""
     low = torch.get_autocast_dtype(x.device.type)
+    dtype = low if x.is_cuda else torch.promote_types(x.dtype, weights[0].dtype)
     state = x.dtype if states is None else states[-1].dtype
     per_direction = len(weights) // stack.num_layers // (2 if stack.bidirectional else 1)
     projected = per_direction % 2 == 1
-    if stack.cell == "gru" or (stack.cell == "lstm" and batch_sizes is not None and not projected):
+    if x.is_cuda:
+        sequence = last = low
+    elif stack.cell == "gru" or (stack.cell == "lstm" and batch_sizes is not None and not projected):
         sequence = last = state
     else:
         sequence, last = low, state if projected else low
-    dtype = torch.promote_types(x.dtype, weights[0].dtype)
     y, *finals, final = run_layers(
         layer,
         stack,

@@ -6,7 +6,6 @@ With ``--explain``, what the CUDA kernels would do with a layer.
 import argparse
 import os
 import platform
-from typing import Any
 
 import torch
 
@@ -53,22 +52,29 @@ def describe() -> dict[str, str]:
     return facts
 
 
-def cuda_properties() -> tuple[str, list[int]]:
+def cuda_properties() -> tuple[str, tuple[int, ...]]:
     """Name and properties of the current CUDA device."""
     index = torch.cuda.current_device()
-    found: Any = torch.cuda.get_device_properties(index)  # torch's stubs lack some
-    numbers = [10 * found.major + found.minor, found.multi_processor_count]
-    return found.name, [*numbers, found.shared_memory_per_block_optin, found.L2_cache_size]
+    return torch.cuda.get_device_name(index), _ops.cuda_properties(index)
 
 
 def explain(arguments: argparse.Namespace) -> dict[str, str]:
     """The plan for a layer, forward and backward, by name."""
-    device, properties = arguments.device, list[int]()
+    device, properties = arguments.device, tuple[int, ...]()
     if device is None:
-        device, properties = cuda_properties() if torch.cuda.is_available() else ("h100", [])
+        device, properties = cuda_properties() if torch.cuda.is_available() else ("h100", ())
     cell, time, batch, inputs, hidden, dtype = arguments.explain
     directions = 2 if arguments.bidirectional else 1
-    sizes = int(time), int(batch), int(inputs), int(hidden), arguments.projection, directions
+    sizes = (
+        int(time),
+        int(batch),
+        int(inputs),
+        int(hidden),
+        arguments.projection,
+        directions,
+        arguments.layers,
+    )
+    packed = arguments.packed
     wanted = arguments.engine
     if wanted is None:
         wanted = "auto" if _ops.cuda_engine == "torch" else _ops.cuda_engine
@@ -76,9 +82,15 @@ def explain(arguments: argparse.Namespace) -> dict[str, str]:
     if _ops.cuda_engine == "torch":
         facts["in use"] = "torch's own kernels, for FASTRNN_CUDA_ENGINE does not turn fastrnn's on"
     for name, backward in (("forward", False), ("backward", True)):
-        for line in _ops.cuda_plan(cell, dtype, sizes, backward, wanted, device, properties).splitlines():
+        plan = _ops.cuda_plan(cell, dtype, sizes, packed, backward, wanted, device, properties)
+        for line in plan.splitlines():
             key, value = line.split(": ", 1)
             facts[f"{name} {key}"] = value
+    for name, training in (("inference", False), ("training", True)):
+        left = wanted == "auto" and _ops.torch_is_quicker(
+            cell, dtype, sizes, packed, training, device, properties
+        )
+        facts[name] = "left to torch's kernels" if left else "by these engines"
     return facts
 
 
@@ -94,6 +106,8 @@ def main() -> None:
     parser.add_argument("--engine", help="auto, steps or grid (default: FASTRNN_CUDA_ENGINE, else auto)")
     parser.add_argument("--bidirectional", action="store_true")
     parser.add_argument("--projection", type=int, default=0, metavar="P")
+    parser.add_argument("--layers", type=int, default=1, metavar="L")
+    parser.add_argument("--packed", action="store_true")
     arguments = parser.parse_args()
     try:
         facts = explain(arguments) if arguments.explain else describe()

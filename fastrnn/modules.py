@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import _ops
 from fastrnn._autograd import layer
 from fastrnn._base import NO_STATES, Base, check_activation, is_alike, is_state, is_uniform, pair_states
 from fastrnn._compat import is_any_autocast_enabled, weight_names
@@ -145,11 +144,6 @@ class Layers(Base, nn.RNNBase):
             self._option_values(),
             self.recompute,
         )
-
-    def flatten_parameters(self) -> None:
-        """Nothing to do: the kernels read the weights where they are. It is here for code that calls it."""
-        if not _ops.device_has_kernels("cuda"):  # cuDNN serves there
-            super().flatten_parameters()
 
 
 class LSTM(Layers):

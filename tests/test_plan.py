@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -14,11 +15,13 @@ def plan(
     sizes: tuple[int, int, int, int, int, int],
     dtype: str = "bfloat16",
     *,
+    layers: int = 1,
+    packed: bool = False,
     backward: bool = False,
     wanted: str = "auto",
     device: str = "h100",
 ) -> dict[str, str]:
-    text = _ops.cuda_plan(cell, dtype, sizes, backward, wanted, device)
+    text = _ops.cuda_plan(cell, dtype, (*sizes, layers), packed, backward, wanted, device)
     return dict(line.split(": ", 1) for line in text.splitlines())
 
 
@@ -45,6 +48,50 @@ def test_override() -> None:
         plan("lstm", (10, 16, 64, 64, 0, 1), wanted="fast")
 
 
+def torch_is_quicker(
+    cell: str = "lstm",
+    sizes: tuple[int, ...] = (1024, 16, 768, 768, 0, 1, 1),
+    dtype: str = "float16",
+    *,
+    packed: bool = False,
+    training: bool = False,
+) -> bool:
+    time, batch, inputs, hidden, projection, directions, layers = sizes
+    return _ops.torch_is_quicker(
+        cell, dtype, (time, batch, inputs, hidden, projection, directions, layers), packed, training, "h100"
+    )
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_torch_keeps_what_cudnn_runs_in_one_launch(training: bool) -> None:
+    assert torch_is_quicker(training=training)
+    assert torch_is_quicker(sizes=(1024, 16, 64, 64, 0, 1, 1), dtype="bfloat16", training=training)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"dtype": "bfloat16"},
+        {"packed": True},
+        {"cell": "gru"},
+        {"sizes": (1024, 16, 768, 768, 0, 2, 1)},
+        {"sizes": (1024, 16, 768, 768, 0, 1, 2)},
+        {"sizes": (1024, 12, 768, 768, 0, 1, 1)},
+        {"sizes": (1024, 16, 100, 768, 0, 1, 1)},
+        {"sizes": (1024, 16, 768, 700, 0, 1, 1)},
+    ],
+    ids=str,
+)
+def test_outside_of_that_persistent_blocks_come_first(call: dict[str, Any]) -> None:
+    assert not torch_is_quicker(**call)
+
+
+def test_torch_comes_before_a_launch_for_each_step() -> None:
+    assert torch_is_quicker(sizes=(10, 16, 64, 64, 32, 1, 1))
+    assert torch_is_quicker(sizes=(10, 16, 8192, 8192, 0, 1, 1), dtype="float32")
+    assert not torch_is_quicker("gru_reset_before", sizes=(10, 16, 64, 64, 0, 1, 1))
+
+
 @pytest.mark.parametrize("bad", [{"cell": "lstn"}, {"dtype": "int8"}, {"device": "b52"}])
 def test_unknown_names_are_refused(bad: dict[str, str]) -> None:
     arguments = {"cell": "lstm", "dtype": "float32", "device": "h100"} | bad
@@ -67,6 +114,7 @@ def test_explain() -> None:
     assert "forward engine" in result.stdout
     assert "backward engine" in result.stdout
     assert "torch's own kernels" in result.stdout
+    assert "training" in result.stdout
 
 
 def test_explain_refuses_nonsense_in_one_line() -> None:

@@ -20,15 +20,17 @@ __device__ __forceinline__ unsigned char* shared_memory() {
     return fastrnn_shared;
 }
 
-// what the block wrote before its last block_barrier is seen by whoever acquires the flag
+// what this thread wrote, and what others of its block wrote before a block_barrier that it has passed, is seen by a
+// thread that has polled the value and then called acquire
 __device__ __forceinline__ void release(unsigned* flag, unsigned value) {
-    asm volatile("fence.acq_rel.gpu;\n\tst.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
+    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
 }
-__device__ __forceinline__ unsigned acquire(const unsigned* flag) {
+__device__ __forceinline__ unsigned poll(const unsigned* flag) {
     unsigned value;
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
     return value;
 }
+__device__ __forceinline__ void acquire() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
 struct Words {  // 16 bytes
     uint32_t word[4];

@@ -21,14 +21,19 @@ cudaError_t cuda_backward(const BackwardParams& params, const CudaPlan& plan, Pr
                                            : steps_backward(params, plan, products, stream);
 }
 
-cudaError_t cuda_use_device(int index, CudaDevice& device) {
-    cudaError_t error = cudaSetDevice(index);
+cudaError_t cuda_use_device(int index) {
+    const cudaError_t error = cudaSetDevice(index);
+    if (error != cudaSuccess) cudaGetLastError();
+    return error;
+}
+
+cudaError_t cuda_describe_device(int index, CudaDevice& device) {
+    cudaError_t error = cudaSuccess;
     const auto ask = [&](cudaDeviceAttr attribute) {
         int value = 0;
         if (error == cudaSuccess) error = cudaDeviceGetAttribute(&value, attribute, index);
         return value;
     };
-    device.name = "this device";
     device.capability = 10 * ask(cudaDevAttrComputeCapabilityMajor) + ask(cudaDevAttrComputeCapabilityMinor);
     device.processors = ask(cudaDevAttrMultiProcessorCount);
     device.shared_bytes = ask(cudaDevAttrMaxSharedMemoryPerBlockOptin);

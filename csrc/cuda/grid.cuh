@@ -153,16 +153,21 @@ struct GridPlace {
         flags = all_flags + group * round_up(layout.blocks_per_group, kFlagStride);
     }
 
-    // until those blocks have announced this generation
+    // Until those blocks have announced this generation. In the terms of PTX's memory model: a writer's stores, its
+    // block_barrier with thread 0, thread 0's release, a lane's poll and fence, that lane's warp_barrier with the
+    // others and their loads each come before the next in causality order, so the loads see the stores. Lanes poll
+    // without order, for a load that acquires empties the first cache each time, and one fence follows.
     __device__ __forceinline__ void wait(unsigned generation) const {
         for (int64_t block = first_block + thread_index() % 32; block < last_block; block += 32) {
-            while (acquire(flags + block) < generation) {
+            while (poll(flags + block) < generation) {
             }
         }
+        acquire();
         warp_barrier();
     }
 
-    // of all that the block's threads wrote
+    // Of all that the block's threads have written. The release waits until it has arrived, so what no other block
+    // reads is better written afterwards; the end of the launch brings that to whoever comes then.
     __device__ __forceinline__ void announce(unsigned generation) const {
         block_barrier();
         if (thread_index() == 0) release(flags + slice, generation);

@@ -1,6 +1,6 @@
 // The backward pass in one launch for all time steps, recurrent weights kept in shared memory. A step is: the cell's
-// gradients for the block's units, written for all blocks to see and for the products after the loop; wait for those of
-// all units; multiply. The gradient of h on its way back never leaves the block that needs it.
+// gradients for the block's units, written for all blocks to see and announced, then written for the products after the
+// loop; wait for those of all units; multiply. The gradient of h on its way back never leaves the block that needs it.
 //
 // Cost a step: one barrier between blocks; for every 16 rows of a part, 16 G H gradients read from the second-level
 // cache and units x G x H weights from shared memory by each block. On sm_90a a thread has 136 to 204 registers, none
@@ -127,26 +127,35 @@ __global__ void __launch_bounds__(kThreads, 1) grid_backward_kernel(GridBackward
             continue;
         }
         X* d_gates = exchange + (generation & 1) * buffer;
-        for (int64_t row = thread_row; row < active && has_unit; row += kGridRows) {
-            const GridInputs<C> in = row < kGridRows ? first : load(step, row);
-            float& d_h_state = memory.state[0][row * kUnits + column];
-            float& d_c_state = memory.state[1][row * kUnits + column];
-            float d_slots[C::kSlots] = {}, d_c = 0, direct = 0;
-            if constexpr (C::kHasCellState) d_c = d_c_state;
-            C::backward(in.kept, in.h, in.h_next, in.c, d_h_state + in.d_y, d_c, d_slots, direct);
-            if constexpr (C::kHasCellState) d_c_state = d_c;
-            d_h_state = direct;
-            const int64_t sequence_row = timeline.first_row(timeline.time_of(step)) + place.first_row + row;
-            for (int slot = 0; slot < C::kSlots; ++slot) {
-                const int64_t gate = C::gate_of_slot(slot);
-                const int64_t at = sequence_row * args.gates_stride + gate * hidden + unit;
-                const X value = narrow<X>(d_slots[slot]);
-                if (from_x<C>(slot)) own.d_gates_x[at] = value;
-                if (kTwoGradients<C> && from_h<C>(slot)) own.d_gates_h[at] = value;
-                if (from_h<C>(slot)) d_gates[row * exchange_row + gate * layout.hidden_padded + unit] = value;
+        for (int64_t block = 0; block < active; block += kGridRows) {
+            const int64_t row = block + thread_row;
+            const bool works = has_unit && row < active;
+            X narrowed[C::kSlots] = {};
+            if (works) {
+                const GridInputs<C> in = block == 0 ? first : load(step, row);
+                float& d_h_state = memory.state[0][row * kUnits + column];
+                float& d_c_state = memory.state[1][row * kUnits + column];
+                float d_slots[C::kSlots] = {}, d_c = 0, direct = 0;
+                if constexpr (C::kHasCellState) d_c = d_c_state;
+                C::backward(in.kept, in.h, in.h_next, in.c, d_h_state + in.d_y, d_c, d_slots, direct);
+                if constexpr (C::kHasCellState) d_c_state = d_c;
+                d_h_state = direct;
+                for (int slot = 0; slot < C::kSlots; ++slot) {
+                    narrowed[slot] = narrow<X>(d_slots[slot]);
+                    if (!from_h<C>(slot)) continue;
+                    d_gates[row * exchange_row + C::gate_of_slot(slot) * layout.hidden_padded + unit] = narrowed[slot];
+                }
+            }
+            if (block + kGridRows >= active) place.announce(++generation);
+            if (works) {  // what no other block waits for
+                const int64_t sequence_row = timeline.first_row(timeline.time_of(step)) + place.first_row + row;
+                for (int slot = 0; slot < C::kSlots; ++slot) {
+                    const int64_t at = sequence_row * args.gates_stride + C::gate_of_slot(slot) * hidden + unit;
+                    if (from_x<C>(slot)) own.d_gates_x[at] = narrowed[slot];
+                    if (kTwoGradients<C> && from_h<C>(slot)) own.d_gates_h[at] = narrowed[slot];
+                }
             }
         }
-        place.announce(++generation);
         next = load(step - 1, thread_row);  // on its way while the block waits and multiplies
         for (int64_t block = 0; block < active; block += kGridRows) {
             if (block == 0) place.wait(generation);

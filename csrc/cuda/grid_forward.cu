@@ -1,6 +1,7 @@
 // The forward pass in one launch for all time steps, recurrent weights kept in shared memory. After the product with x
 // for all steps at once, a step is: wait for h of the step before, multiply, add up the warps' sums, the cell, write h,
-// announce it. h lies in two buffers that take turns: whoever writes one has waited for all that read it.
+// announce it, write y and the reserve. h lies in two buffers that take turns: whoever writes one has waited for all
+// that read it.
 //
 // Cost a step: one barrier between blocks; for every 16 rows of a part, 16 H values of h read from the second-level
 // cache and units x G x H weights from shared memory by each block. On sm_90a a thread has 136 to 204 registers, none
@@ -95,6 +96,7 @@ __global__ void __launch_bounds__(kThreads, 1) grid_forward_kernel(GridForwardAr
             const bool works = has_unit && row < active;
             const int64_t sequence_row = timeline.first_row(t) + b;
             float slots[kStored<C>] = {};
+            X narrowed{};
             if (works) {  // on their way while the block waits and multiplies
                 const float* gates_x = own.gates_x + sequence_row * C::kGates * hidden + unit;
                 for (int slot = 0; slot < C::kSlots; ++slot) {
@@ -120,17 +122,20 @@ __global__ void __launch_bounds__(kThreads, 1) grid_forward_kernel(GridForwardAr
                 C::forward(slots, h_state, c, h_new);
                 if constexpr (C::kHasCellState) c_state = c;
                 h_state = h_new;
-                const X narrowed = narrow<X>(h_new);
+                narrowed = narrow<X>(h_new);
                 h_next[row * layout.hidden_padded + unit] = narrowed;
+            }
+            const bool last = block + kGridRows >= active;
+            if (last) place.announce(++generation);
+            if (works) {  // what no other block waits for
                 args.y[d * hidden + args.y_strides.at(timeline, t, b) + unit] = narrowed;
                 if (args.reserve) {
                     float* saved = args.reserve + (d * timeline.rows + sequence_row) * C::kSaved * padded + unit;
                     for (int i = 0; i < C::kSaved; ++i) saved[i * padded] = slots[i];
                 }
             }
-            if (block + kGridRows < active) block_barrier();  // before the sums are overwritten
+            if (!last) block_barrier();  // before the sums are overwritten
         }
-        place.announce(++generation);
     }
 
     for (int64_t row = thread_row; row < place.rows && has_unit; row += kGridRows) {

@@ -38,8 +38,13 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
         "plan(str cell, int time, int batch, int input, int hidden, bool bidirectional, int threads) "
         "-> (int threads, int batch_parts, int unit_parts, float seconds)");
     m.def("cuda_compiled() -> bool");
+    m.def("cuda_capability() -> int");
     m.def(
-        "cuda_plan(str cell, str dtype, int[] sizes, bool backward, str wanted, str device, int[] properties) -> str");
+        "cuda_plan(str cell, str dtype, int[] sizes, bool packed, bool backward, str wanted, str device, "
+        "int[] properties) -> str");
+    m.def(
+        "torch_is_quicker(str cell, str dtype, int[] sizes, bool packed, bool training, str device, int[] properties) "
+        "-> bool");
 }
 
 PyMODINIT_FUNC PyInit__C() {

@@ -99,19 +99,23 @@ class TorchProducts final : public Products {
     torch::stable::Device device_;
 };
 
-std::string wanted_engine() {
+CudaChoice wanted_engine() {
     const char* named = std::getenv("FASTRNN_CUDA_ENGINE");
     const std::string wanted = named ? named : "";
-    return wanted.empty() || wanted == "torch" ? "auto" : wanted;  // "torch" has kept calls from coming here
+    // "torch" has kept calls from coming here
+    return wanted.empty() || wanted == "torch" ? CudaChoice::automatic : cuda_choice(wanted);
 }
 
+// its properties are asked for once in a thread
 const CudaDevice& use_device(int32_t index) {
     thread_local std::array<CudaDevice, 32> known;
     check(index >= 0 && index < static_cast<int32_t>(known.size()), "fastrnn: CUDA device ", index, " is beyond 31");
     CudaDevice& device = known[static_cast<size_t>(index)];
-    check_cuda(cuda_use_device(index, device));
-    check(device.capability >= 80, "fastrnn: the CUDA kernels need compute capability 8.0, device ", index, " has ",
-          device.capability / 10, ".", device.capability % 10);
+    check_cuda(cuda_use_device(index));
+    if (device.capability == 0) check_cuda(cuda_describe_device(index, device));
+    check(device.capability >= kCudaCapability, "fastrnn: the CUDA kernels need compute capability ",
+          kCudaCapability / 10, ".", kCudaCapability % 10, ", device ", index, " has ", device.capability / 10, ".",
+          device.capability % 10);
     return device;
 }
 

@@ -198,12 +198,12 @@ void test_steps() {
 // a plan of the grid engine on a device so small that rows come in several blocks, and directions one after the other
 template <class T>
 void test_grid(const Problem& p, int processors, int units) {
-    fastrnn::CudaDevice device{"small", 90, processors, 227 * 1024, 1 << 20};
+    fastrnn::CudaDevice device{90, processors, 227 * 1024, 1 << 20};
     const auto plan = [&](bool backward) {
         const fastrnn::Shape shape{p.time, p.batch, p.rows(), p.input, p.hidden, 0, p.directions, nullptr};
-        CudaPlan found =
-            fastrnn::cuda_plan({CudaLibrary::dtype<T>(), p.cell, p.activation, shape, backward}, device, "grid");
-        CHECK(found.engine == fastrnn::CudaEngine::grid, p.name() + ": " + found.reason);
+        const fastrnn::CudaProblem problem{CudaLibrary::dtype<T>(), p.cell, p.activation, shape, backward};
+        CudaPlan found = fastrnn::cuda_plan(problem, device, fastrnn::CudaChoice::grid);
+        CHECK(found.engine == fastrnn::CudaEngine::grid, p.name());
         found.units = units;
         return found;
     };

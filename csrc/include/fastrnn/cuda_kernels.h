@@ -37,7 +37,7 @@ size_t cuda_backward_workspace_bytes(const BackwardParams& params, const CudaPla
 cudaError_t cuda_forward(const ForwardParams& params, const CudaPlan& plan, Products& products, cudaStream_t stream);
 cudaError_t cuda_backward(const BackwardParams& params, const CudaPlan& plan, Products& products, cudaStream_t stream);
 
-// makes the device current for these kernels, and says what it is
-cudaError_t cuda_use_device(int index, CudaDevice& device);
+cudaError_t cuda_use_device(int index);  // makes it current for these kernels
+cudaError_t cuda_describe_device(int index, CudaDevice& device);
 
 }  // namespace fastrnn

@@ -53,10 +53,11 @@ inline void release(unsigned* flag, unsigned value) {
     *flag = value;
     emulation::progress();
 }
-inline unsigned acquire(const unsigned* flag) {
+inline unsigned poll(const unsigned* flag) {
     emulation::yield();
     return *flag;
 }
+inline void acquire() {}
 
 struct Words {
     uint32_t word[4];

@@ -1,0 +1,50 @@
+"""Whether torch's own kernels serve a call on CUDA tensors, where FASTRNN_CUDA_ENGINE=auto leaves it to estimates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fastrnn import _ops
+
+if TYPE_CHECKING:
+    from fastrnn.functional import Stack
+
+_torch_is_quicker = lru_cache(maxsize=1024)(_ops.torch_is_quicker)
+
+
+def torch_is_quicker(
+    stack: Stack,
+    x: Tensor,
+    states: Sequence[Tensor] | None,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+) -> bool:
+    """For a stack of a cell that torch has, x on a CUDA device; torch.compile, which cannot ask, gets the ops."""
+    if _ops.cuda_engine != "auto" or torch.compiler.is_compiling():
+        return False
+    training = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *(states or ()), *weights))
+    if training and stack.recompute:  # torch's would keep everything
+        return False
+    if batch_sizes is not None:
+        time, batch = len(batch_sizes), int(batch_sizes[0])
+    elif stack.batch_first:
+        batch, time, _ = x.shape
+    else:
+        time, batch, _ = x.shape
+    recurrent, hidden = weights[1].shape[1], weights[1].shape[0] // _ops.GATES[stack.cell]
+    projection = recurrent if recurrent != hidden else 0
+    directions = 2 if stack.bidirectional else 1
+    return _torch_is_quicker(
+        stack.cell,
+        str(x.dtype).removeprefix("torch."),
+        (time, batch, x.shape[-1], hidden, projection, directions, stack.num_layers),
+        batch_sizes is not None,
+        training,
+        "cuda",
+        _ops.cuda_properties(x.device.index),
+    )
