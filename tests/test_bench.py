@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("numpy")
 pytest.importorskip("rich")
 
-from bench import busy, compare, markdown, scaling, sweep
+from bench import busy, compare, markdown, scaling, sweep, tune
 from bench.cases import CELLS, MODES, REGISTRY, Case, choose
 from bench.limits import Constants, limit_of, measure
 from bench.peers import PEERS
@@ -265,3 +266,30 @@ def test_compare_counts_a_case_as_slower_where_every_run_does():
     pair.seconds["this"][1] = 0.9
     assert not pair.slower
     assert compare.means([pair])["train"] == pytest.approx([0.9, 1.0, 0.9])
+
+
+def test_tune_finds_where_two_ways_meet():
+    before, after = (
+        {steps: start + slope * steps for steps in (2, 4, 6)} for start, slope in ((1, 3), (9, 1))
+    )
+    assert tune.meeting(before, after) == pytest.approx(4)
+    assert tune.meeting(after, before) == math.inf
+    assert tune.meeting(before, dict.fromkeys((2, 4), 0.5)) == 0
+    assert tune.two_levels({1: 2.0, 2: 2.0, 8: 6.0, 16: 6.0}) == pytest.approx((2, 6, 4))
+
+
+def test_tune_reads_the_headers(tmp_path):
+    """Constants are found as numbers wherever they stand; those that are no numbers are left out."""
+    text = "constexpr double kA = 1.0 / 8, kB = 6 << 20;\nconstexpr int kC = 2 * kB;\n"
+    (tmp_path / "plan-inl.h").write_text(text)
+    assert tune.source_constants(("kA", "kB", "kC", "kD"), tmp_path) == {"kA": 0.125, "kB": 6 << 20}
+
+
+def test_tune(tmp_path):
+    saved = tmp_path / "tune.json"
+    before = torch.ops.fastrnn.active_isa()
+    assert tune.main(["--quick", "--isa", before, "--threads", "2", "--json", str(saved)]) == 0
+    assert torch.ops.fastrnn.active_isa() == before
+    found = json.loads(saved.read_text())["found"]
+    assert {f"{before} float32", f"{before} float64"} <= set(found)
+    assert found[f"{before} float32"]["kFlopSeconds"] > 0
