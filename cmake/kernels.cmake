@@ -1,6 +1,6 @@
 # fastrnn_kernels: the CPU kernels behind csrc/include/fastrnn/kernels.h, with no dependency but OpenMP.
 
-add_library(fastrnn_kernels csrc/cpu/dispatch.cpp csrc/cpu/fork.cpp)
+add_library(fastrnn_kernels csrc/cpu/dispatch.cpp)
 add_library(fastrnn::kernels ALIAS fastrnn_kernels)
 target_include_directories(fastrnn_kernels PUBLIC
     $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/csrc/include>

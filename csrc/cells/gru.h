@@ -5,7 +5,7 @@
 // Slots are in an order of their own (n r z) in which the slots that x feeds, and those that h feeds, lie side by side.
 #pragma once
 
-#include "activation.h"
+#include "cell.h"
 
 namespace fastrnn {
 namespace {
@@ -18,79 +18,85 @@ FASTRNN_INLINE V gru_blend(V n, V z, V h) {
 
 template <class Act>
 struct GruCell {
-    static constexpr int kGates = 3;
-    static constexpr int kSlots = 4;  // n (from x), r, z, n (from h)
-    static constexpr int kSaved = 4;
-    static FASTRNN_INLINE constexpr int gate_of_slot(int slot) { return (slot + 2) % 3; }
-    static constexpr int kInputBegin = 0, kInputCount = 3;
-    static constexpr int kRecurrentBegin = 1, kRecurrentCount = 3;
-    static constexpr bool kHasCellState = false;
-    static constexpr bool kResetBefore = false;
-    static constexpr bool kDirectPath = true;  // z h
+    static FASTRNN_INLINE constexpr CellTraits traits() {
+        CellTraits t;
+        t.gates = 3;
+        t.slots = t.saved = 4;  // n (from x), r, z, n (from h)
+        t.gate_of_slot[0] = t.gate_of_slot[3] = 2;
+        t.gate_of_slot[1] = 0;
+        t.gate_of_slot[2] = 1;
+        t.input = {0, 3};
+        t.recurrent[0] = {1, 3};
+        t.reads_h = true;
+        return t;
+    }
 
-    // slots: preactivations -> n r z and the candidate's recurrent sum
-    template <class V>
-    static FASTRNN_INLINE void forward(V* slots, V h, V& /*c*/, V& h_next) {
+    template <int Stage, class V>
+    static FASTRNN_INLINE void forward(ForwardUnit<V>& u) {
+        V* const slots = u.slots;
         slots[1] = sigmoid(slots[1]);
         slots[2] = sigmoid(slots[2]);
         slots[0] = Act::apply(fma(slots[1], slots[3], slots[0]));
-        h_next = gru_blend(slots[0], slots[2], h);
+        u.out = gru_blend(slots[0], slots[2], u.h);
     }
 
-    template <class V>
-    static FASTRNN_INLINE void backward(const V* saved, V h, V /*h_next*/, V /*c*/, V d_h, V& /*d_c*/, V* d_slots,
-                                        V& d_h_direct) {
-        const V n = saved[0], r = saved[1], z = saved[2];
-        d_slots[0] = d_h * (V(1) - z) * Act::derivative(n);
-        d_slots[1] = d_slots[0] * saved[3] * r * (V(1) - r);
-        d_slots[2] = d_h * (h - n) * z * (V(1) - z);
-        d_slots[3] = d_slots[0] * r;
-        d_h_direct = d_h * z;
+    template <int Stage, class V>
+    static FASTRNN_INLINE void backward(BackwardUnit<V>& u) {
+        const V n = u.saved[0], r = u.saved[1], z = u.saved[2];
+        u.d_slots[0] = u.d_out * (V(1) - z) * Act::derivative(n);
+        u.d_slots[1] = u.d_slots[0] * u.saved[3] * r * (V(1) - r);
+        u.d_slots[2] = u.d_out * (u.h - n) * z * (V(1) - z);
+        u.d_slots[3] = u.d_slots[0] * r;
+        u.d_h = u.d_out * z;
     }
 };
 
+// Two stages: r and z, which hand on r h; then the candidate from U (r h).
 template <class Act>
 struct GruResetBeforeCell {
-    static constexpr int kGates = 3;
-    static constexpr int kSlots = 3;  // n r z
-    static constexpr int kSaved = 3;
-    static FASTRNN_INLINE constexpr int gate_of_slot(int slot) { return (slot + 2) % 3; }
-    static constexpr int kInputBegin = 0, kInputCount = 3;
-    static constexpr int kRecurrentBegin = 1, kRecurrentCount = 2;  // r z; then n from r h
-    static constexpr bool kHasCellState = false;
-    static constexpr bool kResetBefore = true;
-    static constexpr bool kDirectPath = true;
-
-    // the first half of a step: r z, and r h for the second product
-    template <class V>
-    static FASTRNN_INLINE V reset(V* slots, V h) {
-        slots[1] = sigmoid(slots[1]);
-        slots[2] = sigmoid(slots[2]);
-        return slots[1] * h;
+    static FASTRNN_INLINE constexpr CellTraits traits() {
+        CellTraits t;
+        t.gates = t.slots = t.saved = 3;  // n r z
+        t.gate_of_slot[0] = 2;
+        t.gate_of_slot[1] = 0;
+        t.gate_of_slot[2] = 1;
+        t.input = {0, 3};
+        t.stages = 2;
+        t.recurrent[0] = {1, 2};
+        t.recurrent[1] = {0, 1};
+        t.reads_h = true;
+        return t;
     }
 
-    // the second half, when slot 0 has received U (r h)
-    template <class V>
-    static FASTRNN_INLINE void forward(V* slots, V h, V& /*c*/, V& h_next) {
-        slots[0] = Act::apply(slots[0]);
-        h_next = gru_blend(slots[0], slots[2], h);
+    template <int Stage, class V>
+    static FASTRNN_INLINE void forward(ForwardUnit<V>& u) {
+        V* const slots = u.slots;
+        if constexpr (Stage == 0) {
+            slots[1] = sigmoid(slots[1]);
+            slots[2] = sigmoid(slots[2]);
+            u.out = slots[1] * u.h;
+        } else {
+            slots[0] = Act::apply(slots[0]);
+            u.out = gru_blend(slots[0], slots[2], u.h);
+        }
     }
 
-    // all but r, whose gradient needs d(r h) = U^T d_slots[0]
-    template <class V>
-    static FASTRNN_INLINE void backward(const V* saved, V h, V /*h_next*/, V /*c*/, V d_h, V& /*d_c*/, V* d_slots,
-                                        V& d_h_direct) {
-        const V n = saved[0], z = saved[2];
-        d_slots[0] = d_h * (V(1) - z) * Act::derivative(n);
-        d_slots[2] = d_h * (h - n) * z * (V(1) - z);
-        d_h_direct = d_h * z;
+    template <int Stage, class V>
+    static FASTRNN_INLINE V handed_on(const V* saved, V h) {
+        return saved[1] * h;
     }
 
-    template <class V>
-    static FASTRNN_INLINE void backward_reset(const V* saved, V h, V d_reset_h, V* d_slots, V& d_h_direct) {
-        const V r = saved[1];
-        d_slots[1] = d_reset_h * h * r * (V(1) - r);
-        d_h_direct = fma(d_reset_h, r, d_h_direct);
+    template <int Stage, class V>
+    static FASTRNN_INLINE void backward(BackwardUnit<V>& u) {
+        const V n = u.saved[0], r = u.saved[1], z = u.saved[2];
+        if constexpr (Stage == 0) {
+            u.d_slots[1] = u.d_out * u.h * r * (V(1) - r);
+            u.d_h = fma(u.d_out, r, u.d_h);
+        } else {
+            u.d_slots[0] = u.d_out * (V(1) - z) * Act::derivative(n);
+            u.d_slots[2] = u.d_out * (u.h - n) * z * (V(1) - z);
+            u.d_h = u.d_out * z;
+        }
     }
 };
 

@@ -1,32 +1,27 @@
-// RNN (torch.nn.RNN; Elman 1990): h' = act(W x + b_w + U h + b_u), act tanh or relu.
+// RNN (torch.nn.RNN; Elman 1990): h' = act(W x + b_w + U h + b_u).
 #pragma once
 
-#include "activation.h"
+#include "cell.h"
 
 namespace fastrnn {
 namespace {
 
 template <class Act>
 struct RnnCell {
-    static constexpr int kGates = 1;
-    static constexpr int kSlots = 1;
-    static constexpr int kSaved = 0;  // h' itself is enough
-    static FASTRNN_INLINE constexpr int gate_of_slot(int /*slot*/) { return 0; }
-    static constexpr int kInputBegin = 0, kInputCount = 1;
-    static constexpr int kRecurrentBegin = 0, kRecurrentCount = 1;
-    static constexpr bool kHasCellState = false;
-    static constexpr bool kResetBefore = false;
-    static constexpr bool kDirectPath = false;
-
-    template <class V>
-    static FASTRNN_INLINE void forward(V* slots, V /*h*/, V& /*c*/, V& h_next) {
-        h_next = Act::apply(slots[0]);
+    static FASTRNN_INLINE constexpr CellTraits traits() {
+        CellTraits t;  // one slot, and h' itself is enough for the backward pass
+        t.input = t.recurrent[0] = {0, 1};
+        return t;
     }
 
-    template <class V>
-    static FASTRNN_INLINE void backward(const V* /*saved*/, V /*h*/, V h_next, V /*c*/, V d_h, V& /*d_c*/, V* d_slots,
-                                        V& /*d_h_direct*/) {
-        d_slots[0] = d_h * Act::derivative(h_next);
+    template <int Stage, class V>
+    static FASTRNN_INLINE void forward(ForwardUnit<V>& u) {
+        u.out = Act::apply(u.slots[0]);
+    }
+
+    template <int Stage, class V>
+    static FASTRNN_INLINE void backward(BackwardUnit<V>& u) {
+        u.d_slots[0] = u.d_out * Act::derivative(u.h_next);
     }
 };
 

@@ -1,4 +1,6 @@
 // Which instruction set's kernels run. Compiled without architecture flags: it must run anywhere.
+#include <pthread.h>
+
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -80,9 +82,16 @@ const Target& active_target() {
     return *target;
 }
 
+// The OpenMP runtime's threads do not survive fork(): a child that asked for them would wait forever.
+std::atomic<bool> forked{false};
+const bool watches_fork = [] {
+    pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
+    return true;
+}();
+
 template <class Params>
-Params with_a_thread(Params params) {
-    if (params.threads < 1) params.threads = 1;
+Params with_usable_threads(Params params) {
+    if (params.threads < 1 || forked.load(std::memory_order_relaxed)) params.threads = 1;
     return params;
 }
 
@@ -99,19 +108,16 @@ bool isa_supported(const char* name) {
 
 void force_isa(const char* name) { active.store(*name ? require(name) : choose(), std::memory_order_release); }
 
-size_t forward_workspace_bytes(const ForwardParams& params, const Kernels& kernels) {
-    return kernels.forward_workspace_bytes(with_a_thread(params));
+size_t forward_workspace_bytes(const ForwardParams& params) {
+    return active_kernels().forward_workspace_bytes(with_usable_threads(params));
 }
 
-size_t backward_workspace_bytes(const BackwardParams& params, const Kernels& kernels) {
-    return kernels.backward_workspace_bytes(with_a_thread(params));
+size_t backward_workspace_bytes(const BackwardParams& params) {
+    return active_kernels().backward_workspace_bytes(with_usable_threads(params));
 }
 
-Plan plan_forward(const ForwardParams& params, const Kernels& kernels) {
-    return kernels.plan_forward(with_a_thread(params));
-}
-
-void forward(const ForwardParams& params, const Kernels& kernels) { kernels.forward(with_a_thread(params)); }
-void backward(const BackwardParams& params, const Kernels& kernels) { kernels.backward(with_a_thread(params)); }
+Plan plan_forward(const ForwardParams& params) { return active_kernels().plan_forward(with_usable_threads(params)); }
+void forward(const ForwardParams& params) { active_kernels().forward(with_usable_threads(params)); }
+void backward(const BackwardParams& params) { active_kernels().backward(with_usable_threads(params)); }
 
 }  // namespace fastrnn

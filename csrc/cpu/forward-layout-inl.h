@@ -1,7 +1,8 @@
 // What a forward pass works in: choices that follow from the sizes, and arrays in the workspace.
 #pragma once
 
-#include "panels-inl.h"
+#include "product-inl.h"
+#include "tile-inl.h"
 
 namespace fastrnn {
 namespace {
@@ -10,100 +11,143 @@ constexpr int64_t kChunkBytes = 256 * 1024;  // preactivations of a chunk, a thr
 constexpr int64_t kUnpackedRows = 8;         // up to here reading the weights as they lie beats packing them
 // and so does it for so few rows a step, below so many steps; many more where two copies crowd the caches
 constexpr int64_t kUnpackedBatch = 2, kUnpackedSteps = 48, kUnpackedStepsFar = 256, kFarBytes = 6 << 20;
-constexpr int64_t kUnpackedBfloat16 = 2;  // for weights that panels would widen, at any number of steps
 
-template <class T, class C>
+constexpr int kMaxStages = kMaxCellStages + 1;  // the projection is one more
+
+template <class T>
 struct ForwardLayout {
-    static constexpr int64_t kTile = GatePanels<T, C>::kTile;
+    static constexpr int64_t kLanes = Vec<T>::kLanes;
+
+    // A stage of a step (cells/cell.h). The projection is the last one: its slots are h' itself, made anew.
+    struct Stage {
+        Product<T> product;
+        ForwardFunction<T> finish;
+        int64_t units, tile;  // H, or R of the projection, and how many of them one tile has
+        T* handed_on;         // [B, Hp]; null: h'
+    };
 
     // a direction's arrays in the workspace
     struct Buffers {
-        GateWeights<T> ih, hh, candidate;
-        T* packed_hr;
-        T* bias;         // [kSlots, Hp]
-        T* h[2];         // [B, Rp] each: the state before and after a step take turns
-        T* c;            // [B, Hp]
-        T* unprojected;  // [B, Hp]
-        T* reset_h;      // [B, Hp]
-        T* slots;        // [chunk rows, kSlots, Hp], where the reserve does not hold them
+        Product<T> ih;
+        Stage stages[kMaxStages];
+        T* bias;   // [slots, Hp]
+        T* h[2];   // [B, Rp] each: the state before and after a step take turns
+        T* c;      // [B, Hp]
+        T* slots;  // [chunk rows, slots, Hp], where the reserve does not hold them
     };
 
     ForwardLayout(const ForwardParams& params, void* workspace)
         : p_(params),
           s_(params.shape),
+          cell_(cell_functions<T>(params.cell, params.activation)),
+          k_(cell_.traits),
+          storage_(storage_of<T>(params.format)),
+          stages_(k_.stages + (s_.projection ? 1 : 0)),
+          tile_(tile_units<T>(k_)),
           recurrent_(s_.projection ? s_.projection : s_.hidden),
           hidden_padded_(padded_units(s_.hidden)),
           recurrent_padded_(padded_units(recurrent_)),
-          weight_size_(bytes_of(params.format, sizeof(T))),
-          keeps_slots_(params.reserve && C::kSaved >= C::kSlots),
+          keeps_slots_(params.reserve && k_.saved > 0),
           arena_(workspace) {
-        threads_ = useful_threads(s_, C::kGates, 1, params.threads);
-        const int64_t row_bytes = C::kSlots * hidden_padded_ * static_cast<int64_t>(sizeof(T));
-        const int64_t step_bytes = row_bytes * s_.batch;
-        const int64_t weight_bytes = C::kGates * s_.hidden * recurrent_ * weight_size_;
-        const int64_t chunk_bytes =
-            kChunkBytes * threads_ > weight_bytes / 4 ? kChunkBytes * threads_ : weight_bytes / 4;
-        chunk_ = step_bytes ? chunk_bytes / step_bytes : 1;
-        if (chunk_ * s_.batch < 24 * threads_) chunk_ = s_.batch ? 24 * threads_ / s_.batch : 1;
-        if (chunk_ < 1) chunk_ = 1;
-        if (chunk_ > s_.time) chunk_ = s_.time;
+        threads_ = useful_threads<T>(s_, k_.gates, 1, params.threads);
+        const int64_t row_bytes = k_.slots * hidden_padded_ * static_cast<int64_t>(sizeof(T));
+        const int64_t weight_bytes = k_.gates * s_.hidden * recurrent_ * storage_.bytes;
+        choose_chunk(row_bytes * s_.batch, weight_bytes);
         flags_ = arena_.take<Flag>(3 * threads_);
-        offsets_ = arena_.take<int64_t>(s_.batch_sizes ? s_.time : 0);
-        zeros_ = arena_.take<T>(recurrent_);
-        const bool packs_any = s_.rows > kUnpackedRows && p_.format != WeightFormat::int8;
+        offsets_ = s_.batch_sizes ? arena_.take<int64_t>(s_.time + 1) : nullptr;
+        zeros_ = arena_.take<T>(max(s_.hidden, recurrent_));
+        const bool packs_any = s_.rows > kUnpackedRows && storage_.packed;
+        const bool packs_h = packs_any && packs_recurrent(weight_bytes), packs_x = packs_any && chunk_ < s_.time;
         packs_tiles_ = packs_any && chunk_ == s_.time;
-        tiles_ = arena_.take<T>(packs_tiles_ ? threads_ * tile_size() : 0);
-        const bool packs_h = packs_recurrent(weight_bytes), packs_x = packs_any && chunk_ < s_.time;
-        for (int d = 0; d < s_.directions; ++d) {
-            Buffers& b = buffers_[d];
-            const Weights& w = p_.weights[d];
-            const auto weights_of = [&](Matrix<T> matrix, const float* scales, int begin, int count, bool packs) {
-                T* packed = packs ? arena_.take<T>(matrix.length * count * hidden_padded_) : nullptr;
-                return GateWeights<T>{matrix, scales, packed, begin, count};
-            };
-            const Matrix<T> w_ih{w.w_ih, s_.input, p_.format};
-            const Matrix<T> w_hh{w.w_hh, recurrent_, p_.format};
-            b.ih = weights_of(w_ih, w.scale_ih, C::kInputBegin, C::kInputCount, packs_x);
-            b.hh = weights_of(w_hh, w.scale_hh, C::kRecurrentBegin, C::kRecurrentCount, packs_h);
-            b.candidate = weights_of(w_hh, w.scale_hh, 0, 1, packs_h && C::kResetBefore);
-            b.packed_hr = arena_.take<T>(s_.projection ? s_.hidden * recurrent_padded_ : 0);
-            b.bias = arena_.take<T>(C::kSlots * hidden_padded_);
-            b.h[0] = arena_.take<T>(s_.batch * recurrent_padded_);
-            b.h[1] = arena_.take<T>(s_.batch * recurrent_padded_);
-            b.c = arena_.take<T>(C::kHasCellState ? s_.batch * hidden_padded_ : 0);
-            b.unprojected = arena_.take<T>(s_.projection ? s_.batch * hidden_padded_ : 0);
-            b.reset_h = arena_.take<T>(C::kResetBefore ? s_.batch * hidden_padded_ : 0);
-            b.slots = arena_.take<T>(keeps_slots_ ? 0 : chunk_ * s_.batch * C::kSlots * hidden_padded_);
+        tile_size_ = packs_tiles_ ? s_.input * k_.input.count * round_up(tile_, kUnitAlignment) : 0;
+        tiles_ = arena_.take<T>(threads_ * tile_size_);
+        for (int d = 0; d < s_.directions; ++d) lay_out(buffers_[d], p_.weights[d], packs_h, packs_x);
+        const auto prepared_size = [](const Product<T>& product) {
+            const bool prepares = product.form && product.form->prepare;
+            return prepares ? round_up(product.form->prepared_size(product.length), kUnitAlignment) : 0;
+        };
+        prepared_size_ = prepared_size(buffers_[0].ih);
+        for (int i = 0; i < stages_; ++i) {
+            prepared_size_ = max(prepared_size_, prepared_size(buffers_[0].stages[i].product));
         }
-        const bool prepares = p_.format != WeightFormat::plain && (!packs_h || !(packs_x || packs_tiles_));
-        const int64_t block = s_.rows < kRowBlock ? s_.rows : kRowBlock;
-        prepared_rows_ = !prepares ? 0 : s_.batch > block ? s_.batch : block;
-        prepared_size_ =
-            RoundedRow::bytes(s_.input > s_.hidden ? s_.input : s_.hidden) / static_cast<int64_t>(sizeof(T));
+        prepared_rows_ = prepared_size_ ? max(s_.batch, min(s_.rows, kRowBlock)) : 0;
         prepared_ = arena_.take<T>(threads_ * prepared_rows_ * prepared_size_);
     }
 
-    bool packs_recurrent(int64_t weight_bytes) const {
-        if (s_.rows <= kUnpackedRows) return false;
-        if (p_.format == WeightFormat::int8) return false;
-        if (p_.format == WeightFormat::bfloat16) return s_.batch > kUnpackedBfloat16;
-        return s_.batch > kUnpackedBatch || s_.time >= (weight_bytes > kFarBytes ? kUnpackedStepsFar : kUnpackedSteps);
+    void choose_chunk(int64_t step_bytes, int64_t weight_bytes) {
+        const int64_t chunk_bytes = max(kChunkBytes * threads_, weight_bytes / 4);
+        chunk_ = step_bytes ? chunk_bytes / step_bytes : 1;
+        if (chunk_ * s_.batch < 24 * threads_) chunk_ = s_.batch ? 24 * threads_ / s_.batch : 1;
+        chunk_ = min(max(chunk_, 1), s_.time);
     }
 
-    int64_t tile_size() const { return s_.input * C::kInputCount * round_up(kTile, kUnitAlignment); }
+    bool packs_recurrent(int64_t weight_bytes) const {
+        const int64_t steps = weight_bytes > kFarBytes ? kUnpackedStepsFar : kUnpackedSteps;
+        return s_.batch > kUnpackedBatch || (!storage_.widens && s_.time >= steps);
+    }
+
+    void lay_out(Buffers& b, const Weights& w, bool packs_h, bool packs_x) {
+        b.ih = product(w.w_ih, w.scale_ih, s_.input, k_.input, packs_x || packs_tiles_);
+        if (packs_x) take_panels(b.ih);
+        for (int i = 0; i < k_.stages; ++i) {
+            const bool last = i + 1 == stages_;
+            const int64_t length = i == 0 ? recurrent_ : s_.hidden;
+            b.stages[i] = {product(w.w_hh, w.scale_hh, length, k_.recurrent[i], packs_h), cell_.forward[i], s_.hidden,
+                           tile_, last ? nullptr : arena_.take<T>(s_.batch * hidden_padded_)};
+            if (packs_h) take_panels(b.stages[i].product);
+        }
+        if (s_.projection) {
+            // int8 stands for the other two matrices alone
+            const bool plain = p_.format == WeightFormat::int8;
+            const Storage<T> storage = storage_of<T>(plain ? WeightFormat::plain : p_.format);
+            Product<T> product{storage.packed, w.w_hr,          nullptr,           1,       recurrent_, s_.hidden,
+                               {0, 1},         k_.gate_of_slot, recurrent_padded_, nullptr, 0};
+            take_panels(product);
+            b.stages[k_.stages] = {product, finish_projection, recurrent_, kLanes * kWide, nullptr};
+        }
+        b.bias = arena_.take<T>(k_.slots * hidden_padded_);
+        b.h[0] = arena_.take<T>(s_.batch * recurrent_padded_);
+        b.h[1] = arena_.take<T>(s_.batch * recurrent_padded_);
+        b.c = arena_.take<T>(k_.c_saved >= 0 ? s_.batch * hidden_padded_ : 0);
+        b.slots = arena_.take<T>(keeps_slots_ ? 0 : chunk_ * s_.batch * k_.slots * hidden_padded_);
+    }
+
+    // of the matrix's rows for `slots`
+    Product<T> product(const void* w, const float* scales, int64_t length, SlotRange slots, bool packs) const {
+        const ProductForm<T>* form = slots.count == 0 ? nullptr : packs ? storage_.packed : storage_.as_it_lies;
+        return {form, w, scales, k_.gates, s_.hidden, length, slots, k_.gate_of_slot, hidden_padded_, nullptr, 0};
+    }
+
+    void take_panels(Product<T>& product) {
+        if (product.form)
+            product.packed = arena_.take<T>(product.form->packed_size(product) * padded_units(product.units));
+    }
+
+    // h' is there: it goes to y
+    static void finish_projection(const ForwardTile<T>& tile) {
+        for (int64_t r = 0; r < tile.rows; ++r) {
+            __builtin_memcpy(tile.y[r] + tile.begin, tile.out[r] + tile.begin,
+                             sizeof(T) * static_cast<size_t>(tile.end - tile.begin));
+        }
+    }
 
     const ForwardParams& p_;
     const Shape& s_;
+    const CellFunctions<T>& cell_;
+    const CellTraits& k_;
+    const Storage<T> storage_;
+    const int stages_;
+    const int64_t tile_;  // units
     const int64_t recurrent_, hidden_padded_, recurrent_padded_;
-    const int64_t weight_size_;  // bytes of a weight
-    const bool keeps_slots_;     // the reserve holds the slots
+    const bool keeps_slots_;  // the reserve holds the slots
     Arena arena_;
     int threads_;
     int64_t chunk_;  // time steps whose product with x is made at once
     Flag* flags_;
-    int64_t* offsets_;
-    T* zeros_;  // [R]
+    int64_t* offsets_;  // [T + 1], ragged only
+    T* zeros_;          // [max(H, R)]
     bool packs_tiles_;
+    int64_t tile_size_;
     T* tiles_;  // a tile of packed w_ih for each thread
     int64_t prepared_rows_, prepared_size_;
     T* prepared_;  // [threads][rows][size]

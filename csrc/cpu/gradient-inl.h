@@ -6,6 +6,7 @@
 // the result.
 #pragma once
 
+#include "../cells/cell.h"
 #include "panels-inl.h"
 
 namespace fastrnn {
@@ -22,8 +23,8 @@ constexpr int64_t gradient_scratch() {  // values a thread
 // Gradients that share B: block i of rows r of A, at d[i] + r * stride, makes out[i].
 template <class T>
 struct OuterProducts {
-    const T* d[4];
-    T* out[4];
+    const T* d[kMaxProductSlots];
+    T* out[kMaxProductSlots];
     int count = 0;
 
     void add(const T* from, T* to) {

@@ -1,12 +1,10 @@
 // How a layer's work is laid out in time, over threads and in memory; the same for the forward and the backward pass.
 #pragma once
 
-#include <fenv.h>
-
+#include "../cells/rows.h"
 #include "fastrnn/kernels.h"
-#include "fork.h"
-#include "gemm-inl.h"
 #include "team.h"
+#include "vec.h"
 
 namespace fastrnn {
 namespace {
@@ -30,66 +28,32 @@ class Arena {
     size_t used_ = 0;
 };
 
-// Order and rows of the time steps of one direction. A step is counted in the order of computation.
-struct Steps {
-    int64_t time, batch;
-    const int64_t* batch_sizes;  // null: `batch` rows at every time
-    const int64_t* offsets;      // [T] first row of each time, packed input only
-    bool reverse;
-
-    int64_t time_of(int64_t step) const { return reverse ? time - 1 - step : step; }
-    int64_t count(int64_t t) const { return batch_sizes ? batch_sizes[t] : batch; }
-    int64_t first_row(int64_t t) const { return batch_sizes ? offsets[t] : t * batch; }
-    // rows that hold a state of this sequence when `step` begins; later ones begin with h0
-    int64_t carried(int64_t step) const { return step == 0 ? 0 : min(count(time_of(step - 1)), count(time_of(step))); }
-    // steps that row b takes part in, when time runs forwards
-    int64_t length(int64_t b) const {
-        if (!batch_sizes) return time;
-        int64_t low = 0, high = time;  // batch_sizes falls: first t with batch_sizes[t] <= b
-        while (low < high) {
-            const int64_t middle = (low + high) / 2;
-            batch_sizes[middle] > b ? low = middle + 1 : high = middle;
-        }
-        return low;
-    }
-    int64_t time_of_row(int64_t row) const {
-        if (!batch_sizes) return row / batch;
-        int64_t low = 0, high = time - 1;  // last t with offsets[t] <= row
-        while (low < high) {
-            const int64_t middle = (low + high + 1) / 2;
-            offsets[middle] <= row ? low = middle : high = middle - 1;
-        }
-        return low;
-    }
-    static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-};
-
 // A sequence tensor with the addresses of its rows.
 template <class T>
 struct Rows {
     T* base;
-    int64_t stride_time, stride_batch;
+    Strides strides;
 
-    T* at(const Steps& steps, int64_t t, int64_t b) const {
-        return base + (steps.batch_sizes ? (steps.offsets[t] + b) * stride_batch : t * stride_time + b * stride_batch);
-    }
-    T* at(const Steps& steps, int64_t row) const {
-        return base + (steps.batch_sizes ? row * stride_batch
-                                         : row / steps.batch * stride_time + row % steps.batch * stride_batch);
-    }
+    T* at(const Steps& steps, int64_t t, int64_t b) const { return base + strides.at(steps, t, b); }
+    T* at(const Steps& steps, int64_t row) const { return base + strides.at(steps, row); }
 };
+
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 inline void fill_offsets(const Shape& shape, int64_t* offsets) {
     if (!shape.batch_sizes) return;
-    int64_t row = 0;
-    for (int64_t t = 0; t < shape.time; ++t) {
-        offsets[t] = row;
-        row += shape.batch_sizes[t];
-    }
+    offsets[0] = 0;
+    for (int64_t t = 0; t < shape.time; ++t) offsets[t + 1] = offsets[t] + shape.batch_sizes[t];
 }
 
-// Seconds, roughly, on a present-day server core: only their ratios matter, and only to the choice of a schedule.
-constexpr double kFlopSeconds = 1.0 / 100e9, kByteSecondsNear = 1.0 / 90e9, kByteSecondsFar = 1.0 / 50e9;
+// Seconds, roughly, on a present-day server core: only their ratios matter, and only to the choice of a schedule. A
+// core multiplies and adds as many lanes a cycle as its vectors have, and half as many where that is not one
+// instruction.
+template <class T>
+constexpr double kFlopSeconds =
+    1.0 / 100e9 * (sizeof(T) / 4.0) * (64.0 / FASTRNN_VECTOR_BYTES) * (FASTRNN_VECTOR_BYTES == 16 ? 2 : 1);
+constexpr double kByteSecondsNear = 1.0 / 90e9, kByteSecondsFar = 1.0 / 50e9;
 constexpr double kNearBytes = 700e3, kWorthAThread = 8e-6;
 constexpr double kBarrierSeconds = 0.4e-6, kBarrierSecondsAThread = 0.1e-6;  // each thread reads the flags of all
 constexpr double kExposed = 0.25;                                            // of the shorter of two times that overlap
@@ -101,8 +65,9 @@ struct Schedule {
 
 // The quickest way for `threads` threads to run one direction: rows are split without any barrier, units with one (or
 // more) a step, in which case each thread keeps only its own part of the weights near.
-inline Schedule choose_schedule(const Shape& shape, int gates, int64_t tile, int64_t element, int barriers,
-                                int threads) {
+// `element`: bytes of a weight as it is read in each step.
+template <class T>
+Schedule choose_schedule(const Shape& shape, int gates, int64_t tile, int64_t element, int barriers, int threads) {
     const int64_t recurrent = shape.projection ? shape.projection : shape.hidden;
     const double mean_batch = shape.time ? static_cast<double>(shape.rows) / static_cast<double>(shape.time) : 0;
     const int64_t tiles = (shape.hidden + tile - 1) / tile;
@@ -113,8 +78,8 @@ inline Schedule choose_schedule(const Shape& shape, int gates, int64_t tile, int
         const double units = static_cast<double>((tiles + unit_parts - 1) / unit_parts * tile);
         const double weights = units * gates * static_cast<double>(recurrent);
         const double bytes = weights * static_cast<double>(element);
-        const double input = units * gates * static_cast<double>(shape.input) * 2 * rows * kFlopSeconds;
-        const double compute = weights * 2 * rows * kFlopSeconds;
+        const double input = units * gates * static_cast<double>(shape.input) * 2 * rows * kFlopSeconds<T>;
+        const double compute = weights * 2 * rows * kFlopSeconds<T>;
         const double memory = bytes * (bytes > kNearBytes ? kByteSecondsFar : kByteSecondsNear);
         const double longer = compute > memory ? compute : memory;
         const double step = longer + kExposed * (compute + memory - longer) + input +
@@ -142,9 +107,10 @@ struct Place {
     Range units;
 };
 
-// flags: [4][threads]
-inline Place find_place(const Shape& shape, int gates, int64_t tile, int64_t element, int barriers, Flag* flags,
-                        int threads, int thread) {
+// flags: [3][threads]
+template <class T>
+Place find_place(const Shape& shape, int gates, int64_t tile, int64_t element, int barriers, Flag* flags, int threads,
+                 int thread) {
     Place place;
     place.world = Team(flags, thread, threads);
     const bool apart = shape.directions == 2 && threads > 1;
@@ -154,7 +120,7 @@ inline Place find_place(const Shape& shape, int gates, int64_t tile, int64_t ele
     place.first_direction = second ? 1 : 0;
     place.last_direction = apart ? place.first_direction : shape.directions - 1;
     place.direction = Team(flags + threads + (second ? head : 0), rank, size);
-    const Schedule schedule = choose_schedule(shape, gates, tile, element, barriers, size);
+    const Schedule schedule = choose_schedule<T>(shape, gates, tile, element, barriers, size);
     place.works = rank < schedule.batch_parts * schedule.unit_parts;
     const int part = place.works ? rank / schedule.unit_parts : 0, within = rank % schedule.unit_parts;
     place.rows = Team(flags + 2 * threads + (second ? head : 0) + part * schedule.unit_parts, within,
@@ -167,7 +133,7 @@ inline Place find_place(const Shape& shape, int gates, int64_t tile, int64_t ele
 
 // Rows of one part, so that each part has about the same number of (row, step) pairs.
 inline Range rows_of_part(const Steps& steps, int64_t total_rows, int part, int parts) {
-    if (!steps.batch_sizes) return split(steps.batch, 1, part, parts);
+    if (!steps.offsets) return split(steps.batch, 1, part, parts);
     Range range{0, steps.batch};
     int64_t done = 0;
     for (int64_t b = 0; b < steps.batch; ++b) {
@@ -179,43 +145,26 @@ inline Range rows_of_part(const Steps& steps, int64_t total_rows, int part, int 
 }
 
 // How many of `wanted` threads are worth waking.
-inline int useful_threads(const Shape& shape, int gates, double passes, int wanted) {
+template <class T>
+int useful_threads(const Shape& shape, int gates, double passes, int wanted) {
     const int64_t recurrent = shape.projection ? shape.projection : shape.hidden;
     const double weights = static_cast<double>(shape.directions * gates) * static_cast<double>(shape.hidden) *
                            static_cast<double>(shape.input + recurrent);
     const double seconds =
-        passes * (weights * 2 * static_cast<double>(shape.rows) * kFlopSeconds + weights * 4 * kByteSecondsNear);
+        passes * (weights * 2 * static_cast<double>(shape.rows) * kFlopSeconds<T> + weights * 4 * kByteSecondsNear);
     const double useful = seconds / kWorthAThread;
     return useful < 2 ? 1 : useful < wanted ? static_cast<int>(useful) : wanted;
 }
 
-// Runs body(thread, threads) on at most `wanted` threads at once, fewer where there are fewer. All of them round and
-// flush denormals as the calling thread does, or results would depend on which of them made what.
+// Runs body(thread, threads) on at most `wanted` threads at once, fewer where the runtime gives fewer.
 template <class Body>
 void run_team(int wanted, const Body& body) {
     if (wanted <= 1 || omp_in_parallel()) {
         body(0, 1);
         return;
     }
-    struct Region {
-        const Body& body;
-        int wanted;
-        fenv_t mode;
-        static void begin(const void* argument) {
-            const Region& region = *static_cast<const Region*>(argument);
-#pragma omp parallel num_threads(region.wanted)
-            {
-                fenv_t own;
-                fegetenv(&own);
-                fesetenv(&region.mode);
-                region.body(omp_get_thread_num(), omp_get_num_threads());
-                fesetenv(&own);
-            }
-        }
-    };
-    Region region{body, wanted, {}};
-    fegetenv(&region.mode);
-    if (!call_where_regions_begin(Region::begin, &region)) body(0, 1);
+#pragma omp parallel num_threads(wanted)
+    body(omp_get_thread_num(), omp_get_num_threads());
 }
 
 }  // namespace

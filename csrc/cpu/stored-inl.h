@@ -1,7 +1,6 @@
 // Matrices of weights that are stored in bfloat16: widened while they are packed, or while they are read as they lie.
 #pragma once
 
-#include "fastrnn/kernels.h"
 #include "vec.h"
 
 namespace fastrnn {
@@ -29,34 +28,14 @@ FASTRNN_INLINE Vec<float> load_stored(const Bfloat16* p, int64_t count = Vec<flo
     return reinterpret_cast<Vec<float>::Raw>(__builtin_convertvector(v, Vec<float>::Bits) << 16);
 }
 
-inline int64_t bytes_of(WeightFormat format, int64_t element) {
-    return format == WeightFormat::int8 ? 1 : format == WeightFormat::bfloat16 ? 2 : element;
-}
-
-// -- a matrix ---------------------------------------------------------------------------------------------------------
-
-template <class T>
-struct Matrix {
-    const void* data;  // [rows, length]
-    int64_t length;
-    WeightFormat format;
-
-    // calls body with the address of a row in the type that it has; not for int8
-    template <class Body>
-    FASTRNN_INLINE void visit(int64_t row, const Body& body) const {
-        if constexpr (sizeof(T) == sizeof(float)) {
-            if (format == WeightFormat::bfloat16) return body(static_cast<const Bfloat16*>(data) + row * length);
-        }
-        body(static_cast<const T*>(data) + row * length);
-    }
-};
-
 // -- bfloat16 as it lies ----------------------------------------------------------------------------------------------
 
 // 2 * kLanes weights are one load, whose even values are a shift away and whose odd ones a mask: so they meet a row of
 // a that has each 2 * kLanes values in that order, zero up to a whole number of them. Widening by the instruction made
 // for it took 2.5 times as long.
 constexpr int64_t kBfloat16Vector = 2 * Vec<float>::kLanes;
+
+inline int64_t split_size(int64_t length) { return (length + kBfloat16Vector - 1) / kBfloat16Vector * kBfloat16Vector; }
 
 FASTRNN_NOINLINE inline void split_row(const float* row, int64_t length, float* out) {
     using V = Vec<float>;

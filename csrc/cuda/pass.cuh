@@ -4,9 +4,9 @@
 
 #include "sequence.cuh"
 
-#include "../cells/gru.h"
-#include "../cells/lstm.h"
-#include "../cells/rnn.h"
+#include "cells/gru.h"
+#include "cells/lstm.h"
+#include "cells/rnn.h"
 #include "fastrnn/cuda_kernels.h"
 
 namespace fastrnn {

@@ -65,10 +65,9 @@ PyObject* direct_forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
     std::string failure;
     Py_BEGIN_ALLOW_THREADS;
     try {
-        const Kernels& kernels = active_kernels();
-        const Workspace workspace(forward_workspace_bytes(p, kernels));
+        const Workspace workspace(forward_workspace_bytes(p));
         p.workspace = workspace.data();
-        forward(p, kernels);
+        forward(p);
     } catch (const std::exception& error) {
         failure = error.what();
     }

@@ -1,0 +1,20 @@
+// Every cell, each held against what the engines and kernels.h assume of it.
+#pragma once
+
+#include "cell.h"
+#include "gru.h"
+#include "lstm.h"
+#include "rnn.h"
+#if defined(FASTRNN_TEST_CELL_HEADER)
+#include FASTRNN_TEST_CELL_HEADER
+#endif
+
+namespace fastrnn {
+namespace {
+
+#define FASTRNN_CELL(name, Template, ...) \
+    static_assert(check_cell<Template<TanhActivation>>(Cell::name), #name " does not fit cells.def, or is no cell");
+#include "fastrnn/cells.def"
+
+}  // namespace
+}  // namespace fastrnn

@@ -1,0 +1,107 @@
+// What a cell is to the engines. They ask it, and know no slot by its number.
+//
+// A step of a layer is a list of stages. A stage is a product, which adds to some slots of every unit, and then
+// arithmetic on the slots of one unit. The first stage multiplies h, a later one what the stage before has handed on,
+// of which all units must be there first; what the last stage hands on is h'. A slot is a value of one unit of one row:
+// the preactivation of a gate, or a part of it that the cell needs apart, and on return from the last stage a value
+// that the backward pass needs.
+//
+// A cell is a template over the activation, Act (activation.h), with
+//
+//   static constexpr CellTraits traits();
+//   template <int Stage, class V> static void forward(ForwardUnit<V>& u);
+//   template <int Stage, class V> static void backward(BackwardUnit<V>& u);
+//   template <int Stage, class V> static V handed_on(const V* saved, V h);   // again, in the backward pass
+//
+// where V is the engine's value type: lanes of units on the CPU, a scalar on the device. handed_on is asked of every
+// stage but the last, and of the last too where the cell may be projected. The engines bring sigmoid, tanh, fma, select
+// and absolute of V.
+#pragma once
+
+#include "activation.h"
+#include "fastrnn/kernels.h"
+
+namespace fastrnn {
+
+constexpr int kMaxSlots = 8;         // of a cell
+constexpr int kMaxProductSlots = 4;  // of one product
+constexpr int kMaxCellStages = 2;
+
+struct SlotRange {
+    int begin = 0, count = 0;
+
+    FASTRNN_INLINE constexpr int end() const { return begin + count; }
+    FASTRNN_INLINE constexpr bool has(int slot) const { return slot >= begin && slot < end(); }
+};
+
+struct CellTraits {
+    int gates = 1;
+    int slots = 1;
+    int saved = 0;                                           // the slots come first among them; 0: h' is enough
+    int gate_of_slot[kMaxSlots] = {0, 1, 2, 3, 4, 5, 6, 7};  // in torch's order of gates
+    SlotRange input;                                         // the slots that x W^T feeds
+    int stages = 1;
+    SlotRange
+        recurrent[kMaxCellStages];  // the slots that each stage's product with rows of w_hh feeds; none: no product
+    int c_saved = -1;               // which of the saved values is c'; -1: the cell has no c
+    bool may_project = false;       // takes w_hr
+    bool reads_h = false;           // its arithmetic takes h too, and h has a gradient beside that of the products
+    int operands = 0;               // values a unit beside the gates, see Operand in kernels.h
+    int learned = 0;                // the first of them are parameters, and have gradients
+
+    FASTRNN_INLINE constexpr bool from_h(int slot) const {
+        for (int s = 0; s < stages; ++s) {
+            if (recurrent[s].has(slot)) return true;
+        }
+        return false;
+    }
+    FASTRNN_INLINE constexpr int stored() const { return saved > slots ? saved : slots; }  // values of a unit on return
+    FASTRNN_INLINE constexpr int gradients() const { return slots + learned; }  // values of a unit in the backward pass
+};
+
+namespace {
+
+template <class V>
+struct ForwardUnit {
+    V* slots;           // [stored()] complete as far as this stage's product goes
+    V h, c;             // before the step; c after it on return from the last stage
+    V out;              // on return: what the stage hands on
+    const V* operands;  // [operands]
+};
+
+// The gradients of all slots stand in d_slots from stage to stage, that of the last stage first.
+template <class V>
+struct BackwardUnit {
+    const V* saved;     // [saved]
+    V h, c, h_next;     // before the step, and after it
+    V d_out;            // of what the stage handed on
+    const V* operands;  // [operands]
+    V d_c;              // of c' on entry, of c on return
+    V d_h;              // on its way around the products
+    V* d_slots;         // [slots]
+    V* d_operands;      // [learned]
+};
+
+// The engines' assumptions about a cell, and what kernels.h tells others of it.
+template <class C>
+constexpr bool check_cell(Cell cell) {
+    constexpr CellTraits t = C::traits();
+    const CellInfo& info = cell_info(cell);
+    bool fits = t.gates == info.gates && t.saved == info.saved && t.operands == info.operands;
+    fits = fits && (t.c_saved >= 0) == (info.states == 2) && t.c_saved < t.saved;
+    fits = fits && t.slots <= kMaxSlots && t.stages <= kMaxCellStages && t.operands <= kMaxOperands;
+    fits = fits && (t.saved == 0 || t.saved >= t.slots) && t.learned <= t.operands;
+    fits = fits && t.input.end() <= t.slots && t.input.count <= kMaxProductSlots;
+    for (int s = 0; s < t.stages; ++s) {
+        fits = fits && t.recurrent[s].end() <= t.slots && t.recurrent[s].count <= kMaxProductSlots;
+        fits = fits && (s == 0 || t.recurrent[s].count > 0);
+    }
+    for (int slot = 0; slot < t.slots; ++slot) {
+        fits = fits && t.gate_of_slot[slot] < t.gates && (t.input.has(slot) || t.from_h(slot));
+    }
+    return fits && (t.reads_h || t.recurrent[0].count > 0) && t.may_project == info.may_project &&
+           !(t.may_project && t.reads_h);
+}
+
+}  // namespace
+}  // namespace fastrnn

@@ -1,0 +1,119 @@
+// What a backward pass works in: choices that follow from the sizes, and arrays in the workspace.
+#pragma once
+
+#include "gradient-inl.h"
+#include "tile-inl.h"
+
+namespace fastrnn {
+namespace {
+
+constexpr int64_t kChunkRows =
+    512;  // about so many rows of the sequence make a chunk; what they are depends on sizes alone
+
+template <class T>
+struct BackwardLayout {
+    static constexpr int64_t kLanes = Vec<T>::kLanes;
+    static constexpr int64_t kTile = kLanes * kWide;  // units, and columns of a packed panel
+    static constexpr int64_t kEdge = kRowBlock * kTile;
+    static constexpr int64_t kScratch = gradient_scratch<T>() > kEdge ? gradient_scratch<T>() : kEdge;
+
+    // A stage of the forward pass (cells/cell.h) backwards: its arithmetic gives the gradients of what its product
+    // added to, and the product's transpose that of what it multiplied. The projection is the last one.
+    struct Stage {
+        BackwardFunction<T> begin;
+        int64_t units;        // H, or R of the projection
+        T* d_values;          // [K, .., units padded] of K rows of a chunk: gradients of what the product added to
+        int64_t stride;       // from row to row of them
+        Reduction reduction;  // over them
+        T* packed;            // panels over the columns of the weights; null: there is no product
+        int64_t columns;      // of the weights
+        T* operand;           // [K, Hp] what the product multiplied, again; null: h
+        T* d_operand;         // [B, columns padded]
+        Init init;            // of d_operand
+    };
+
+    struct Buffers {
+        Stage stages[kMaxCellStages + 1];
+        T* packed_ih;
+        T* d_values;  // [K, gradients, Hp]
+        T* d_h;       // [B, Rp]: on its way back through time
+        T* d_c;       // [B, Hp]
+        T* d_x;       // [N, I]: the second direction's part
+    };
+
+    BackwardLayout(const BackwardParams& params, void* workspace)
+        : p_(params),
+          s_(params.shape),
+          cell_(cell_functions<T>(params.cell, params.activation)),
+          k_(cell_.traits),
+          stages_(k_.stages + (s_.projection ? 1 : 0)),
+          recurrent_(s_.projection ? s_.projection : s_.hidden),
+          hidden_padded_(padded_units(s_.hidden)),
+          recurrent_padded_(padded_units(recurrent_)),
+          values_stride_(k_.gradients() * hidden_padded_),
+          arena_(workspace) {
+        threads_ = useful_threads<T>(s_, k_.gates, 2, params.threads);
+        chunk_ = min(s_.batch < kChunkRows ? kChunkRows / max(s_.batch, 1) : 1, s_.time);
+        chunk_rows_ = min(chunk_ * s_.batch, s_.rows);
+        flags_ = arena_.take<Flag>(3 * threads_);
+        offsets_ = s_.batch_sizes ? arena_.take<int64_t>(s_.time + 1) : nullptr;
+        zeros_ = arena_.take<T>(max(s_.hidden, recurrent_));
+        scratch_ = arena_.take<T>(threads_ * kScratch);
+        row_addresses_ = arena_.take<const T*>(threads_ * chunk_rows_);
+        for (int d = 0; d < s_.directions; ++d) lay_out(buffers_[d], d);
+    }
+
+    void lay_out(Buffers& b, int d) {
+        b.d_values = arena_.take<T>(chunk_rows_ * values_stride_);
+        b.d_h = arena_.take<T>(s_.batch * recurrent_padded_);
+        b.d_c = arena_.take<T>(k_.c_saved >= 0 ? s_.batch * hidden_padded_ : 0);
+        b.packed_ih = arena_.take<T>(p_.d_x ? k_.input.count * s_.hidden * padded_units(s_.input) : 0);
+        b.d_x = arena_.take<T>(p_.d_x && d == 1 ? s_.rows * s_.input : 0);
+        for (int i = 0; i < stages_; ++i) {
+            const bool projects = i == k_.stages;
+            const SlotRange slots = projects ? SlotRange{0, 1} : k_.recurrent[i];
+            Stage& stage = b.stages[i];
+            stage.begin = projects ? begin_projection : cell_.backward[i];
+            stage.units = projects ? recurrent_ : s_.hidden;
+            const int64_t padded = padded_units(stage.units);
+            stage.columns = i == 0 ? recurrent_ : s_.hidden;
+            stage.stride = projects ? padded : values_stride_;
+            stage.d_values = projects ? arena_.take<T>(chunk_rows_ * padded) : b.d_values;
+            stage.reduction = {slots.count, stage.units, padded, 1};
+            stage.packed =
+                slots.count ? arena_.take<T>(slots.count * stage.units * padded_units(stage.columns)) : nullptr;
+            stage.operand = i == 0 ? nullptr : arena_.take<T>(chunk_rows_ * hidden_padded_);
+            stage.d_operand = i == 0 ? b.d_h : arena_.take<T>(s_.batch * hidden_padded_);
+            stage.init = i == 0 && k_.reads_h ? Init::accumulate : Init::zero;
+        }
+    }
+
+    // the whole gradient of h', for the transpose of the projection
+    static void begin_projection(const BackwardTile<T>& tile) {
+        for (int64_t r = 0; r < tile.rows; ++r) {
+            for (int64_t u = tile.begin; u < tile.end; u += kLanes) {
+                (load_units(tile.d_y[r], u, tile.hidden) + Vec<T>::load(tile.d_out[r] + u)).store(tile.d_values[r] + u);
+            }
+        }
+    }
+
+    const BackwardParams& p_;
+    const Shape& s_;
+    const CellFunctions<T>& cell_;
+    const CellTraits& k_;
+    const int stages_;
+    const int64_t recurrent_, hidden_padded_, recurrent_padded_;
+    const int64_t values_stride_;  // from row to row of d_values
+    Arena arena_;
+    int threads_;
+    int64_t chunk_, chunk_rows_;  // steps of a chunk, and the most rows that they have
+    Flag* flags_;
+    int64_t* offsets_;         // [T + 1], ragged only
+    T* zeros_;                 // [max(H, R)]
+    T* scratch_;               // [threads, kScratch]
+    const T** row_addresses_;  // [threads, chunk_rows_]
+    Buffers buffers_[2];
+};
+
+}  // namespace
+}  // namespace fastrnn
