@@ -53,14 +53,20 @@ class Array {
     Bytes bytes_;
 };
 
-enum class Layout { time_major, batch_major, gapped };
+// ragged: of packed input, with room for the rows that take no part in a step, and rows in another order
+enum class Layout { time_major, batch_major, gapped, ragged };
+
+// the row of states and sequences that row b of a step is
+inline int64_t place_of(const Problem& p, Layout layout, int64_t b) {
+    return layout == Layout::ragged ? (b + 1) % p.batch : b;
+}
 
 // A sequence in memory with the strides of a layout; packed input has one row after the other.
 template <class T>
 class Sequence {
    public:
     Sequence(const Problem& p, int64_t features, Layout layout)
-        : p_(p), features_(features), data_(place(p, features, layout)) {}
+        : p_(p), features_(features), layout_(layout), data_(place(p, features, layout)) {}
     Sequence(const Problem& p, int64_t features, Layout layout, const std::vector<double>& values)
         : Sequence(p, features, layout) {
         visit([&](int64_t at, int64_t index) { assign(data()[at], values[static_cast<size_t>(index)]); });
@@ -76,10 +82,16 @@ class Sequence {
         return values;
     }
 
-    // true while nothing was written between the rows
+    // true while nothing was written between the rows, and zeros in those that take no part in a step
     bool gaps_untouched() const {
         std::vector<T> rest = data_.values();
+        bool zeros = true;
         visit([&](int64_t at, int64_t) { std::memset(&rest[static_cast<size_t>(at)], 0xff, sizeof(T)); });
+        visit_absent([&](int64_t at) {
+            zeros &= rest[static_cast<size_t>(at)] == T(0);
+            std::memset(&rest[static_cast<size_t>(at)], 0xff, sizeof(T));
+        });
+        if (!zeros) return false;
         const auto* bytes = reinterpret_cast<const unsigned char*>(rest.data());
         for (size_t i = 0; i < rest.size() * sizeof(T); ++i) {
             if (bytes[i] != 0xff) return false;
@@ -96,7 +108,7 @@ class Sequence {
             stride_time_ = features;
             stride_batch_ = p.time * features;
         }
-        const bool packed = !p.batch_sizes.empty();
+        const bool packed = is_packed();
         if (packed) {
             stride_time_ = 0;
             stride_batch_ = features + gap;
@@ -106,12 +118,27 @@ class Sequence {
                       : (p.time - 1) * stride_time_ + (p.batch - 1) * stride_batch_ + features;
     }
 
+    bool is_packed() const { return !p_.batch_sizes.empty() && layout_ != Layout::ragged; }
+    int64_t start_of(int64_t t, int64_t b) const {
+        return is_packed() ? p_.row_of(t, b) * stride_batch_
+                           : t * stride_time_ + place_of(p_, layout_, b) * stride_batch_;
+    }
+
+    template <class Visit>
+    void visit_absent(const Visit& call) const {
+        for (int64_t b = 0; b < p_.batch && layout_ == Layout::ragged; ++b) {
+            for (int64_t t = p_.length(b); t < p_.time; ++t) {
+                for (int64_t f = 0; f < features_; ++f) call(start_of(t, b) + f);
+            }
+        }
+    }
+
     template <class Visit>
     void visit(const Visit& call) const {
         for (int64_t b = 0; b < p_.batch; ++b) {
             for (int64_t t = 0; t < p_.length(b); ++t) {
                 const int64_t row = p_.row_of(t, b);
-                const int64_t at = p_.batch_sizes.empty() ? t * stride_time_ + b * stride_batch_ : row * stride_batch_;
+                const int64_t at = start_of(t, b);
                 for (int64_t f = 0; f < features_; ++f) call(at + f, row * features_ + f);
             }
         }
@@ -119,6 +146,7 @@ class Sequence {
 
     const Problem& p_;
     int64_t features_, stride_time_ = 0, stride_batch_ = 0;
+    Layout layout_;
     Array<T> data_;
 };
 

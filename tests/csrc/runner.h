@@ -2,6 +2,8 @@
 // contract.
 #pragma once
 
+#include <algorithm>
+
 #include "buffers.h"
 
 namespace fastrnn_test {
@@ -50,11 +52,12 @@ class Runner {
           threads_(threads),
           x_(p, p.input, layout, given.x),
           y_(sequence(features())),
-          h0_(given.h0),
-          c0_(given.c0),
+          h0_(placed(given.h0)),
+          c0_(placed(given.c0)),
           h_n_(states(p.recurrent())),
           c_n_(states(p.lstm() ? p.hidden : 0)),
           reserve_(p.directions * p.rows() * fastrnn::saved_values(p.cell) * fastrnn::padded_units(p.hidden)) {
+        for (int64_t b = 0; b < p.batch; ++b) order_.push_back(place_of(p, layout, b));
         for (int d = 0; d < p.directions; ++d) {
             const Tensors::Direction& w = given.weights[d];
             for (const std::vector<double>* part : {&w.w_ih, &w.w_hh, &w.b_ih, &w.b_hh, &w.w_hr}) {
@@ -77,8 +80,8 @@ class Runner {
         params.reserve = keep_reserve && fastrnn::saved_values(p_.cell) ? reserve_.data() : nullptr;
         Library::forward(params);
         results.y = y_.values();
-        results.h_n = h_n_.values();
-        results.c_n = c_n_.values();
+        results.h_n = taken(h_n_);
+        results.c_n = taken(c_n_);
         results.kept_gaps &= y_.gaps_untouched();
     }
 
@@ -90,7 +93,7 @@ class Runner {
     void backward(const Tensors& incoming, Wanted wanted, Results<T>& results) {
         const Sequence<T> d_y(p_, features(), layout_, incoming.y.empty() ? zeros(p_.rows() * features()) : incoming.y);
         const Sequence<T> d_x = sequence(p_.input);
-        const Array<T> d_h_n(incoming.h_n), d_c_n(incoming.c_n);
+        const Array<T> d_h_n(placed(incoming.h_n)), d_c_n(placed(incoming.c_n));
         const Array<T> d_h0(wanted.state ? states(p_.recurrent()) : 0);
         const Array<T> d_c0(wanted.state && p_.lstm() ? states(p_.hidden) : 0);
         std::vector<Array<T>> d_weights;
@@ -123,8 +126,8 @@ class Runner {
 
         if (wanted.x) results.d_x = d_x.values();
         results.kept_gaps &= d_x.gaps_untouched();
-        results.d_h0 = d_h0.values();
-        results.d_c0 = d_c0.values();
+        results.d_h0 = taken(d_h0);
+        results.d_c0 = taken(d_c0);
         for (size_t i = 0; i < d_weights.size() && wanted.weights; ++i) results.d_weights[i] = d_weights[i].values();
         results.kept_inputs &= same_bytes(reserve_before, reserve_.values()) && same_bytes(y_before, y_.values());
     }
@@ -137,6 +140,22 @@ class Runner {
    private:
     using Reserve = typename Library::template Reserve<T>;
 
+    // a state [D, B, width] with its rows in the layout's order, and back
+    template <class U>
+    std::vector<U> reordered(const std::vector<U>& state, bool back) const {
+        std::vector<U> moved(state.size());
+        const int64_t rows = p_.directions * p_.batch;
+        const int64_t width = rows ? static_cast<int64_t>(state.size()) / rows : 0;
+        for (int64_t row = 0; row < rows; ++row) {
+            const int64_t place = row / p_.batch * p_.batch + place_of(p_, layout_, row % p_.batch);
+            const int64_t from = back ? place : row, to = back ? row : place;
+            std::copy_n(state.begin() + from * width, width, moved.begin() + to * width);
+        }
+        return moved;
+    }
+    std::vector<double> placed(const std::vector<double>& state) const { return reordered(state, false); }
+    std::vector<T> taken(const Array<T>& state) const { return reordered(state.values(), true); }
+
     int64_t features() const { return p_.directions * p_.recurrent(); }
     int64_t states(int64_t width) const { return p_.directions * p_.batch * width; }
     Sequence<T> sequence(int64_t features) const { return {p_, features, layout_}; }
@@ -147,15 +166,12 @@ class Runner {
         params.dtype = Library::template dtype<T>();
         params.cell = p_.cell;
         params.activation = p_.activation;
-        params.shape = {p_.time,
-                        p_.batch,
-                        p_.rows(),
-                        p_.input,
-                        p_.hidden,
-                        p_.projection,
-                        p_.directions,
-                        p_.batch_sizes.empty() ? nullptr : p_.batch_sizes.data(),
-                        !p_.batch_sizes.empty()};
+        params.shape = {p_.time, p_.batch, p_.rows(), p_.input, p_.hidden, p_.projection, p_.directions, nullptr};
+        if (!p_.batch_sizes.empty()) {
+            params.shape.batch_sizes = p_.batch_sizes.data();
+            params.shape.packed = layout_ != Layout::ragged;
+            params.shape.order = layout_ == Layout::ragged ? order_.data() : nullptr;
+        }
         for (int d = 0; d < p_.directions; ++d) {
             const Array<T>* w = &weights_[static_cast<size_t>(5 * d)];
             params.weights[d] = {w[0].data(), w[1].data(), w[2].data_or_null(), w[3].data_or_null(),
@@ -171,6 +187,7 @@ class Runner {
 
     const Problem& p_;
     Layout layout_;
+    std::vector<int64_t> order_;
     int threads_;
     Sequence<T> x_, y_;
     Array<T> h0_, c0_, h_n_, c_n_;

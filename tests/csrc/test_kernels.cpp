@@ -79,7 +79,8 @@ Results<T> run(const Problem& p, const Tensors& given, Layout layout, int thread
 template <class T>
 void test_outputs_and_gradients(const Problem& p, const Tensors& given, const Reference& reference) {
     const std::string name = p.name() + (sizeof(T) == sizeof(double) ? "-f64" : "-f32");
-    for (Layout layout : {Layout::time_major, Layout::batch_major, Layout::gapped}) {
+    for (Layout layout : {Layout::time_major, Layout::batch_major, Layout::gapped, Layout::ragged}) {
+        if (layout == Layout::ragged && p.batch_sizes.empty()) continue;
         const std::string where = name + "-layout" + std::to_string(static_cast<int>(layout));
         const Results<T> alone = run<T>(p, given, layout, 1);
         compare_outputs(alone, reference.outputs, where);
@@ -89,7 +90,7 @@ void test_outputs_and_gradients(const Problem& p, const Tensors& given, const Re
         Results<T> inference;
         Runner<T>(p, given, layout, 1).forward(false, inference);
         compare_outputs(inference, reference.outputs, where + "-inference");
-        if (layout != Layout::gapped) continue;
+        if (layout != Layout::gapped && layout != Layout::ragged) continue;
         for (int threads : {2, 3}) {
             const std::string with_threads = where + "-threads" + std::to_string(threads);
             CHECK(same(alone, run<T>(p, given, layout, threads)), with_threads);
