@@ -1,14 +1,5 @@
 # fastrnn_kernels: the CPU kernels behind csrc/include/fastrnn/kernels.h, with no dependency but OpenMP.
 
-add_library(fastrnn_kernels csrc/cpu/dispatch.cpp)
-add_library(fastrnn::kernels ALIAS fastrnn_kernels)
-target_include_directories(fastrnn_kernels PUBLIC
-    $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/csrc/include>
-    $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
-target_compile_features(fastrnn_kernels PUBLIC cxx_std_17)
-target_link_libraries(fastrnn_kernels PRIVATE $<BUILD_INTERFACE:fastrnn_options> OpenMP::OpenMP_CXX)
-set_target_properties(fastrnn_kernels PROPERTIES EXPORT_NAME kernels)
-
 # The arithmetic must be the same whatever the optimiser does with it: no contraction, no reassociation.
 set(target_flags -O3 -fno-math-errno -fno-trapping-math -ffp-contract=off -fno-exceptions)
 if(FASTRNN_SANITIZE)
@@ -20,18 +11,46 @@ if(FASTRNN_SANITIZE)
         --param=asan-instrumentation-with-call-threshold=0)
 endif()
 
-function(add_instruction_set name)
-    set(source csrc/cpu/target_${name}.cpp)
-    target_sources(fastrnn_kernels PRIVATE ${source})
+set(instruction_sets generic)
+set(flags_of_generic "")
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$" AND NOT FASTRNN_EMULATED)
+    list(APPEND instruction_sets avx2 avx512)
+    set(flags_of_avx2 -mavx2 -mfma)
+    set(flags_of_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma)
+endif()
+
+foreach(name ${instruction_sets})
     # no link-time optimisation: it would merge code across the instruction sets
-    set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${target_flags};-fno-lto;${ARGN}")
+    set_source_files_properties(csrc/cpu/target_${name}.cpp PROPERTIES
+        COMPILE_OPTIONS "${target_flags};-fno-lto;${flags_of_${name}}")
+endforeach()
+
+# a library of the kernels for every instruction set
+function(add_kernels library)
+    add_library(${library} csrc/cpu/dispatch.cpp)
+    foreach(name ${instruction_sets})
+        target_sources(${library} PRIVATE csrc/cpu/target_${name}.cpp)
+    endforeach()
+    if(avx2 IN_LIST instruction_sets)
+        target_compile_definitions(${library} PRIVATE FASTRNN_X86)
+    endif()
+    target_include_directories(${library} PUBLIC
+        $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/csrc/include>
+        $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
+    target_compile_features(${library} PUBLIC cxx_std_17)
+    target_link_libraries(${library} PRIVATE $<BUILD_INTERFACE:fastrnn_options> OpenMP::OpenMP_CXX)
 endfunction()
 
-add_instruction_set(generic)
-if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$" AND NOT FASTRNN_EMULATED)
-    target_compile_definitions(fastrnn_kernels PRIVATE FASTRNN_X86)
-    add_instruction_set(avx2 -mavx2 -mfma -mf16c)
-    add_instruction_set(avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma)
+add_kernels(fastrnn_kernels)
+add_library(fastrnn::kernels ALIAS fastrnn_kernels)
+set_target_properties(fastrnn_kernels PROPERTIES EXPORT_NAME kernels)
+
+if(FASTRNN_TESTS)
+    # with a cell that the tests add, as a new cell would be added
+    add_kernels(fastrnn_kernels_toy)
+    target_include_directories(fastrnn_kernels_toy PUBLIC csrc tests/csrc)
+    target_compile_definitions(fastrnn_kernels_toy PUBLIC
+        FASTRNN_TEST_CELLS="toy/cells.def" FASTRNN_TEST_CELL_HEADER="toy/indrnn.h")
 endif()
 
 install(TARGETS fastrnn_kernels EXPORT fastrnn-targets

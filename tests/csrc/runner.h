@@ -90,7 +90,8 @@ class Runner {
     }
 
     // after forward(true); an empty member of `incoming` (y, h_n, c_n) is handed over as null
-    void backward(const Tensors& incoming, Wanted wanted, Results<T>& results) {
+    template <class Adjust>
+    void backward(const Tensors& incoming, Wanted wanted, Results<T>& results, const Adjust& adjust) {
         const Sequence<T> d_y(p_, features(), layout_, incoming.y.empty() ? zeros(p_.rows() * features()) : incoming.y);
         const Sequence<T> d_x = sequence(p_.input);
         const Array<T> d_h_n(placed(incoming.h_n)), d_c_n(placed(incoming.c_n));
@@ -122,6 +123,7 @@ class Runner {
             params.d_weights[d] = {w[0].data_or_null(), w[1].data_or_null(), w[2].data_or_null(), w[3].data_or_null(),
                                    w[4].data_or_null()};
         }
+        adjust(params);
         Library::backward(params);
 
         if (wanted.x) results.d_x = d_x.values();
@@ -130,6 +132,10 @@ class Runner {
         results.d_c0 = taken(d_c0);
         for (size_t i = 0; i < d_weights.size() && wanted.weights; ++i) results.d_weights[i] = d_weights[i].values();
         results.kept_inputs &= same_bytes(reserve_before, reserve_.values()) && same_bytes(y_before, y_.values());
+    }
+
+    void backward(const Tensors& incoming, Wanted wanted, Results<T>& results) {
+        backward(incoming, wanted, results, [](fastrnn::BackwardParams&) {});
     }
 
     template <class U>
