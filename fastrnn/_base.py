@@ -5,6 +5,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
+from torch.fx.proxy import TraceError
 
 from fastrnn import _ops
 from fastrnn.reference import ACTIVATIONS
@@ -19,7 +21,9 @@ def is_state(tensor: object, shape: tuple[int, ...], like: Tensor) -> bool:
 
 
 def is_alike(tensor: Tensor, like: Tensor) -> bool:
-    """Whether device and dtype are the same, or autocast makes them the same."""
+    """Whether it has strides, and device and dtype are the same or autocast makes them the same."""
+    if tensor.layout != torch.strided:
+        return False
     if tensor.dtype != like.dtype and not (
         tensor.dtype in _AUTOCAST and like.dtype in _AUTOCAST and _ops.autocasts(like)
     ):
@@ -74,6 +78,21 @@ class Base(nn.Module):
     def _states(self, hx: Any) -> Sequence[Tensor] | None:
         """The states in hx, () if there is no hx, None if it is of the wrong kind."""
         return () if hx is None else (hx,)
+
+    def _traced(self, input: Any, hx: Any) -> Proxy | None:
+        """Where torch.fx traces, a node that calls this module, as torch.fx makes one of each module of torch.nn."""
+        arguments = (input,) if hx is None else (input, hx)
+        inner = (input, *hx) if isinstance(hx, tuple | list) else arguments
+        tracer: Any = next((value.tracer for value in inner if isinstance(value, Proxy)), None)
+        if tracer is None:
+            return None
+        path = tracer.path_of_module(self)
+        if not path:
+            raise TraceError(
+                f"{type(self).__name__} is one node for torch.fx: trace a module that contains it"
+            )
+        node: Proxy = tracer.create_proxy("call_module", path, arguments, {})
+        return node
 
     def _forward_by_torch(self, input: Any, hx: Any) -> Any:
         result = self._torch_forward(input, hx)

@@ -84,3 +84,8 @@ def set_weight_names(module: nn.RNNBase, names: Sequence[Sequence[str]]) -> None
 def forget_compiled(module: nn.Module) -> None:
     """Undoes module.compile(). Without the name that is a new attribute which nobody reads."""
     module._compiled_call_impl = None
+
+
+def hook_names(module: nn.Module) -> list[str]:
+    """The attributes that hold a module's hooks. Under other names they would not be carried to another module."""
+    return [name for name in vars(module) if "_hook" in name]

@@ -23,6 +23,7 @@ class _Cell(Base, nn.RNNCellBase):
         if (
             type(input) is Tensor
             and input.is_cpu
+            and input.layout is torch.strided
             and input.dim() == 2
             and not torch.compiler.is_compiling()
             and not is_any_autocast_enabled()
@@ -30,6 +31,8 @@ class _Cell(Base, nn.RNNCellBase):
             found = self._forward_step(input, hx)
             if found is not None:
                 return found
+        elif not torch.compiler.is_compiling() and (node := self._traced(input, hx)) is not None:
+            return node
         states, weights = self._states(hx), self._weights()
         if states is None or not self._takes(input, states, weights):
             return self._forward_by_torch(input, hx)

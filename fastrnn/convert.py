@@ -41,7 +41,7 @@ def replace_modules(model: nn.Module) -> nn.Module:
 
 def restore_modules(model: nn.Module) -> nn.Module:
     """Undoes :func:`replace_modules`: swaps every fastrnn module in model for torch.nn's, but for those that
-    :func:`quantize` made.
+    :func:`quantize` made. ``recompute=True``, which changes no result, is dropped.
 
     Returns:
         model, or the new module if model itself is a fastrnn module
@@ -85,8 +85,9 @@ def _as(cls: type[nn.Module], module: nn.Module) -> nn.Module:
     new = cls.__new__(cls)
     new.__dict__.update(module.__dict__)
     forget_compiled(new)  # what module.compile() made runs the old module
-    for option in getattr(module, "_options", ()):
-        new.__dict__.pop(option, None)
+    if isinstance(module, Base):
+        for option in (*module._options, "recompute"):
+            new.__dict__.pop(option, None)
     new.__dict__.update(getattr(new, "_options", {}))
     return new
 

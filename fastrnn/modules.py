@@ -50,6 +50,7 @@ class Layers(Base, nn.RNNBase):
             self.num_layers == 1
             and type(input) is Tensor
             and input.is_cpu
+            and input.layout is torch.strided
             and input.dim() == 3
             and not torch.compiler.is_compiling()
             and not is_any_autocast_enabled()
@@ -57,6 +58,8 @@ class Layers(Base, nn.RNNBase):
             found = self._forward_one_layer(input, hx)
             if found is not None:
                 return found
+        elif not torch.compiler.is_compiling() and (node := self._traced(input, hx)) is not None:
+            return node
         x, batch_sizes, order, inverse = (
             input if isinstance(input, PackedSequence) else (input, None, None, None)
         )

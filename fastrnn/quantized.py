@@ -6,10 +6,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import _ops
-from fastrnn._compat import set_weight_names, weight_names, weight_names_by_direction
+from fastrnn._compat import hook_names, set_weight_names, weight_names, weight_names_by_direction
 from fastrnn._ops import GATES, STATES
 from fastrnn.modules import GRU, LSTM, RNN, Layers
 
@@ -31,15 +32,16 @@ def quantize(module: nn.Module, weights: str = "int8") -> nn.Module:
 
     No gradients flow through the new layers. Their ``state_dict`` is loaded into what ``quantize`` makes of a module of
     the same sizes; in it an int8 matrix is ``weight_* [G*H, K]`` beside ``weight_*_scale [G*H]``. Casts (``.double()``,
-    ``.half()``) leave the layers as they are: they take and give float32. Away from the CPU their weights are widened in
-    each call. Cells and all other modules are copied as they are.
+    ``.half()``) leave the layers as they are: they take and give float32. Away from the CPU, calls widen their weights.
+    Hooks stay. Cells and all other modules are copied as they are.
 
     Args:
         module: a layer of fastrnn or of torch.nn in float32, or a model that has some
         weights: "int8" or "bfloat16"
 
     Raises:
-        ValueError: an unknown format; a module without such layers; weights that are not finite
+        ValueError: an unknown format; a module without such layers; weights that are not finite, or that a
+            parametrization or a pruning makes anew in each call
         TypeError: weights that are not float32
     """
     if weights not in MATRIX_DTYPES:
@@ -47,15 +49,20 @@ def quantize(module: nn.Module, weights: str = "int8") -> nn.Module:
         raise ValueError(f"Unknown weights '{weights}'. Select from {known}.")
     made: dict[nn.Module, nn.Module] = {}
     for name, found in module.named_modules():
-        if type(found) in _CLASSES:
+        cls = _CLASSES.get(type_before_parametrizations(found))
+        if cls is not None:
             try:
-                made[found] = _CLASSES[type(found)](found, weights)
+                made[found] = cls(found, weights)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"{name or 'module'}: {error}") from error
     if not made:
         raise ValueError("quantize found no LSTM, GRU or RNN of fastrnn or torch.nn")
     # deepcopy takes what it finds in the memo for copied already
-    quantized: nn.Module = copy.deepcopy(module, {id(old): new for old, new in made.items()})
+    memo: dict[int, Any] = {id(old): new for old, new in made.items()}
+    for old, new in made.items():
+        for name in hook_names(old):
+            setattr(new, name, copy.deepcopy(getattr(old, name), memo))
+    quantized: nn.Module = copy.deepcopy(module, memo)
     return quantized
 
 
@@ -108,6 +115,10 @@ class _Quantized(Layers):
         self._plain.__init__(self, **_arguments(module), device="meta")
         self.dropout = module.dropout  # which the constructor may warn of
         self.weight_format = weights
+        if any(module._parameters.get(name) is None for name in weight_names(module)):
+            raise ValueError(
+                "its weights are made anew in each call; remove the parametrizations, or make the pruning permanent"
+            )
         given = {name: getattr(module, name) for name in weight_names(module)}
         if any(weight.dtype != torch.float32 for weight in given.values()):
             found = ", ".join(sorted({str(weight.dtype) for weight in given.values()}))
@@ -209,6 +220,7 @@ class _Quantized(Layers):
     def _suits(self, x: Any, weights: Sequence[Tensor]) -> bool:
         return (
             isinstance(x, Tensor)
+            and x.layout == torch.strided
             and x.dtype == weights[2].dtype == torch.float32
             and weights[0].dtype == MATRIX_DTYPES[self.weight_format]
             and x.is_cpu

@@ -198,6 +198,19 @@ def test_options_that_torch_lacks_cannot_be_restored_silently() -> None:
             fastrnn.restore_modules(nn.Sequential(module))
 
 
+def test_restored_modules_have_no_attribute_of_ours() -> None:
+    model = nn.Sequential(
+        fastrnn.LSTM(3, 4, recompute=True), fastrnn.GRU(3, 4, recompute=True), fastrnn.GRUCell(3, 4)
+    )
+    x = torch.randn(5, 2, 3)
+    before = model[1](x)[0]
+    restored = fastrnn.restore_modules(model)
+    torch.testing.assert_close(restored[1](x)[0], before)
+    for module, plain in zip(restored, (nn.LSTM(3, 4), nn.GRU(3, 4), nn.GRUCell(3, 4)), strict=True):
+        assert set(vars(module)) <= set(vars(plain)) | {"_compiled_call_impl"}
+    assert not fastrnn.replace_modules(restored)[0].recompute
+
+
 def test_patch_torch() -> None:
     originals = [nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell]
     with fastrnn.patch_torch():

@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
@@ -143,6 +144,77 @@ def test_a_model_is_copied(weights):
     with torch.no_grad():
         shared.weight_hh_l0.zero_()
     assert quantized["a"].dequantize().weight_hh_l0.abs().max() > 0
+
+
+class Recorder(nn.Module):
+    """A model that hooks its layers with its own methods."""
+
+    def __init__(self, cls):
+        super().__init__()
+        self.rnn = cls(3, 4)
+        self.seen = []
+        self.rnn.register_forward_pre_hook(self.before, with_kwargs=True)
+        self.handle = self.rnn.register_forward_hook(self.after)
+        self.rnn.register_forward_hook(self.always, always_call=True)
+        self.rnn.register_full_backward_hook(self.backward)
+        self.rnn.register_state_dict_pre_hook(self.saved)
+        self.rnn.register_load_state_dict_post_hook(self.loaded)
+
+    def before(self, module, args, kwargs):
+        self.seen.append(("before", module))
+
+    def after(self, module, args, output):
+        self.seen.append(("after", module))
+        return output[0] + 1, output[1]
+
+    def always(self, module, args, output):
+        self.seen.append(("always", module))
+
+    def backward(self, module, grad_input, grad_output):
+        self.seen.append(("backward", module))
+
+    def saved(self, module, *rest):
+        self.seen.append(("saved", module))
+
+    def loaded(self, module, keys):
+        self.seen.append(("loaded", module))
+
+    def forward(self, x):
+        return self.rnn(x)[0]
+
+
+@formats
+@pytest.mark.parametrize("cls", [nn.GRU, fastrnn.GRU])
+def test_hooks_are_kept(cls, weights):
+    model, x = Recorder(cls), torch.randn(5, 2, 3)
+    quantized = fastrnn.quantize(model, weights)
+    plain = quantized.rnn.dequantize()
+    torch.testing.assert_close(quantized(x), plain(x)[0].detach() + 1, rtol=0, atol=1e-3)
+    quantized.rnn.load_state_dict(quantized.rnn.state_dict())
+    assert [name for name, _ in quantized.seen] == ["before", "after", "always", "saved", "loaded"]
+    assert all(module is quantized.rnn for _, module in quantized.seen)
+    assert model.seen == []
+    assert quantized.rnn._backward_hooks
+    model.handle.remove()  # of the model that was copied
+    quantized(x)
+    assert ("after", quantized.rnn) in quantized.seen[5:]
+
+
+@pytest.mark.parametrize("cls", [nn.GRU, fastrnn.GRU])
+def test_weights_that_are_made_anew_are_refused(cls):
+    for change, undo in (
+        (parametrizations.weight_norm, lambda m: parametrize.remove_parametrizations(m, "weight_hh_l0")),
+        (lambda m, name: prune.l1_unstructured(m, name, 0.5), lambda m: prune.remove(m, "weight_hh_l0")),
+    ):
+        model = nn.ModuleDict({"plain": cls(3, 4), "rnn": cls(3, 4)})
+        change(model["rnn"], "weight_hh_l0")
+        with pytest.raises(ValueError, match="rnn: its weights are made anew in each call"):
+            fastrnn.quantize(model)
+        undo(model["rnn"])
+        x = torch.randn(5, 2, 3)
+        torch.testing.assert_close(
+            fastrnn.quantize(model)["rnn"](x)[0], model["rnn"](x)[0].detach(), rtol=0, atol=1e-2
+        )
 
 
 @formats
