@@ -58,8 +58,8 @@ test-sanitized:
 	@ctest --test-dir build/sanitized --output-on-failure
 	@echo "-- the barrier and the pool of memory under the thread sanitizer"
 	@cmake $(CMAKE_TESTS) -B build/thread-sanitized -DFASTRNN_SANITIZE=thread >/dev/null
-	@cmake --build build/thread-sanitized --parallel $(JOBS) --target test_team test_reserve_pool
-	@ctest --test-dir build/thread-sanitized --output-on-failure --tests-regex '^(team|reserve_pool)$$'
+	@cmake --build build/thread-sanitized --parallel $(JOBS) --target test_team test_kept_memory
+	@ctest --test-dir build/thread-sanitized --output-on-failure --tests-regex '^(team|kept_memory)$$'
 
 test-install: test-cpp
 	@echo "-- the installed CMake package, from a program of its own"

@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from fastrnn import functional
+from fastrnn._ops import release_memory
 from fastrnn.cells import GRUCell, LSTMCell, RNNCell
 from fastrnn.convert import patch_torch, replace_modules, restore_modules
 from fastrnn.modules import GRU, LSTM, RNN
@@ -21,6 +22,7 @@ __all__ = [
     "functional",
     "patch_torch",
     "quantize",
+    "release_memory",
     "replace_modules",
     "restore_modules",
 ]

@@ -159,6 +159,19 @@ def supported_isas() -> list[str]:
     return str(_ops.supported_isas()).split(",")
 
 
+def release_memory() -> None:
+    """Gives back the memory that the CPU kernels keep from call to call: the workspace of the calling thread and the
+    reserves of finished training steps now, the workspaces of other threads at their next call. Results do not change;
+    the next calls take new memory."""
+    _ops.release_memory()
+
+
+def kept_memory() -> tuple[int, int]:
+    """Bytes that are kept, and how many may be."""
+    kept, limit = _ops.kept_memory()
+    return int(kept), int(limit)
+
+
 def cuda_compiled() -> bool:
     return bool(_ops.cuda_compiled())
 

@@ -33,6 +33,14 @@ def _active_isa() -> str:
         return f"none: {error}"
 
 
+def _kept_memory() -> str:
+    try:
+        kept, limit = _ops.kept_memory()
+    except RuntimeError as error:  # FASTRNN_KEEP_MB is no number
+        return f"none: {error}"
+    return f"{kept >> 20} of at most {limit >> 20} MiB"
+
+
 def describe() -> dict[str, str]:
     """What the command prints, by name."""
     compiled, supported = _ops.compiled_isas(), _ops.supported_isas()
@@ -44,9 +52,10 @@ def describe() -> dict[str, str]:
         "compiled ISAs": ", ".join(compiled),
         "on this CPU": ", ".join(supported),
         "threads": str(torch.get_num_threads()),
+        "memory kept": _kept_memory(),
         "CUDA kernels": _cuda(),
     }
-    for variable in ("FASTRNN_FORCE_ISA", "FASTRNN_CUDA_ENGINE"):
+    for variable in ("FASTRNN_FORCE_ISA", "FASTRNN_KEEP_MB", "FASTRNN_CUDA_ENGINE"):
         if os.environ.get(variable):
             facts[variable] = os.environ[variable]
     return facts

@@ -9,7 +9,7 @@
 
 #include "checks.h"
 #include "fastrnn/kernels.h"
-#include "reserve_pool.h"
+#include "kept_memory.h"
 
 namespace fastrnn {
 namespace {
@@ -274,14 +274,14 @@ struct Layer {
         const ScalarType type = stored == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
         const auto bytes =
             static_cast<size_t>(shape.directions * shape.rows * row) * (type == ScalarType::Double ? 8 : 4);
-        if (!x.is_cpu() || bytes < ReservePool::kLeastBytes) {
+        if (!x.is_cpu() || bytes < KeptMemory::kLeastReserve) {
             return empty(x, {shape.directions, shape.rows, values, units}, reserve_code);
         }
-        Pages pages = ReservePool::instance().take(bytes);
+        Pages pages = kept_memory().take_reserve(bytes);
         void* const data = pages.data();
         return torch::stable::from_blob(
             data, sizes, strides, torch::stable::Device(torch::headeronly::DeviceType::CPU), type,
-            [pages = std::move(pages)](void*) mutable { ReservePool::instance().give(std::move(pages)); });
+            [pages = std::move(pages)](void*) mutable { kept_memory().give_reserve(std::move(pages)); });
     }
 
     Tensor no_reserve() const { return empty(x, {0}, reserve_code); }

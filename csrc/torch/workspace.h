@@ -1,84 +1,20 @@
 // Memory that a kernel works in for the length of a call.
 #pragma once
 
-#include <cstdint>
-#include <cstdlib>
-#include <stdexcept>
-#include <string>
-#include <utility>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
+#include "kept_memory.h"
 
 namespace fastrnn {
-namespace {
-
-constexpr size_t kHugePage = size_t{2} << 20;
-
-// Asks for large pages in [data, data + bytes): a fresh page costs the system about a microsecond whatever its size.
-inline void prefer_huge_pages(void* data, size_t bytes) {
-#if defined(__linux__)
-    const auto begin = (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) / kHugePage * kHugePage;
-    const auto end = (reinterpret_cast<uintptr_t>(data) + bytes) / kHugePage * kHugePage;
-    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a wish: may be refused
-#else
-    (void)data, (void)bytes;
-#endif
-}
-
-class Pages {
-   public:
-    Pages() = default;
-    explicit Pages(size_t bytes) {
-        const size_t alignment = bytes < kHugePage ? 4096 : kHugePage;
-        size_ = (bytes + alignment - 1) / alignment * alignment;
-        data_ = std::aligned_alloc(alignment, size_);
-        if (!data_) {
-            throw std::runtime_error("fastrnn: can't allocate memory: you tried to allocate " + std::to_string(size_) +
-                                     " bytes");
-        }
-        prefer_huge_pages(data_, size_);
-    }
-    Pages(Pages&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
-    Pages& operator=(Pages&& other) noexcept {
-        std::swap(data_, other.data_);
-        std::swap(size_, other.size_);
-        return *this;
-    }
-    ~Pages() { std::free(data_); }
-
-    void* data() const { return data_; }
-    size_t size() const { return size_; }
-
-    // Lets the system take the pages when it wants memory, their contents with them; false: it does not know how.
-    bool offer_to_system() {
-#if defined(__linux__) && defined(MADV_FREE)
-        return madvise(data_, size_, MADV_FREE) == 0;
-#else
-        return false;
-#endif
-    }
-
-   private:
-    void* data_ = nullptr;
-    size_t size_ = 0;
-};
-
-// A thread keeps the largest workspace that it had, up to this size, for its next call.
-constexpr size_t kKeptBytes = size_t{64} << 20;
 
 class Workspace {
    public:
     explicit Workspace(size_t bytes) {
-        thread_local Pages kept;
-        if (bytes > kKeptBytes) {
-            own_ = Pages(bytes);
-        } else if (bytes > kept.size()) {
-            kept = Pages();
-            kept = Pages(bytes);
-        }
-        data_ = bytes > kKeptBytes ? own_.data() : kept.data();
+        KeptWorkspace& kept = KeptWorkspace::of_this_thread();
+        data_ = kept.find(bytes);
+        if (data_) return;
+        if (bytes <= KeptWorkspace::kMostBytes) kept.release();
+        Pages pages(bytes);
+        data_ = pages.data();
+        if (!kept.keep(pages)) own_ = std::move(pages);
     }
     void* data() const { return data_; }
 
@@ -87,5 +23,4 @@ class Workspace {
     void* data_;
 };
 
-}  // namespace
 }  // namespace fastrnn
