@@ -108,16 +108,19 @@ bool isa_supported(const char* name) {
 
 void force_isa(const char* name) { active.store(*name ? require(name) : choose(), std::memory_order_release); }
 
-size_t forward_workspace_bytes(const ForwardParams& params) {
-    return active_kernels().forward_workspace_bytes(with_usable_threads(params));
+size_t forward_workspace_bytes(const ForwardParams& params, const Kernels& kernels) {
+    return kernels.forward_workspace_bytes(with_usable_threads(params));
 }
 
-size_t backward_workspace_bytes(const BackwardParams& params) {
-    return active_kernels().backward_workspace_bytes(with_usable_threads(params));
+size_t backward_workspace_bytes(const BackwardParams& params, const Kernels& kernels) {
+    return kernels.backward_workspace_bytes(with_usable_threads(params));
 }
 
-Plan plan_forward(const ForwardParams& params) { return active_kernels().plan_forward(with_usable_threads(params)); }
-void forward(const ForwardParams& params) { active_kernels().forward(with_usable_threads(params)); }
-void backward(const BackwardParams& params) { active_kernels().backward(with_usable_threads(params)); }
+Plan plan_forward(const ForwardParams& params, const Kernels& kernels) {
+    return kernels.plan_forward(with_usable_threads(params));
+}
+
+void forward(const ForwardParams& params, const Kernels& kernels) { kernels.forward(with_usable_threads(params)); }
+void backward(const BackwardParams& params, const Kernels& kernels) { kernels.backward(with_usable_threads(params)); }
 
 }  // namespace fastrnn

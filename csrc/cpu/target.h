@@ -23,6 +23,4 @@ extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 #endif
 
-const Kernels& active_kernels();
-
 }  // namespace fastrnn

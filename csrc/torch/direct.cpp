@@ -65,9 +65,10 @@ PyObject* direct_forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
     std::string failure;
     Py_BEGIN_ALLOW_THREADS;
     try {
-        const Workspace workspace(forward_workspace_bytes(p));
+        const Kernels& kernels = active_kernels();
+        const Workspace workspace(forward_workspace_bytes(p, kernels));
         p.workspace = workspace.data();
-        forward(p);
+        forward(p, kernels);
     } catch (const std::exception& error) {
         failure = error.what();
     }

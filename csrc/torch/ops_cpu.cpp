@@ -14,19 +14,20 @@
 namespace fastrnn {
 namespace {
 
-size_t workspace_bytes(const ForwardParams& p) { return forward_workspace_bytes(p); }
-size_t workspace_bytes(const BackwardParams& p) { return backward_workspace_bytes(p); }
-void run_on_cpu(const ForwardParams& p) { forward(p); }
-void run_on_cpu(const BackwardParams& p) { backward(p); }
+size_t workspace_bytes(const ForwardParams& p, const Kernels& kernels) { return forward_workspace_bytes(p, kernels); }
+size_t workspace_bytes(const BackwardParams& p, const Kernels& kernels) { return backward_workspace_bytes(p, kernels); }
+void run_on_cpu(const ForwardParams& p, const Kernels& kernels) { forward(p, kernels); }
+void run_on_cpu(const BackwardParams& p, const Kernels& kernels) { backward(p, kernels); }
 
 template <class Params>
 void run(Params& p, [[maybe_unused]] const Tensor& x) {
 #if defined(FASTRNN_WITH_CUDA)
     if (kEmulated || !x.is_cpu()) return run_on_cuda(p, x);
 #endif
-    const Workspace workspace(workspace_bytes(p));
+    const Kernels& kernels = active_kernels();
+    const Workspace workspace(workspace_bytes(p, kernels));
     p.workspace = workspace.data();
-    run_on_cpu(p);
+    run_on_cpu(p, kernels);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(const Layer& layer, bool training) {

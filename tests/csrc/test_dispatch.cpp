@@ -1,12 +1,15 @@
-// The choice of an instruction set: names, preference, and the FASTRNN_FORCE_ISA variable.
+// The choice of an instruction set: names, preference, the FASTRNN_FORCE_ISA variable, and a choice that changes during
+// a call.
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 
 #include "check.h"
-#include "fastrnn/kernels.h"
+#include "runner.h"
 
 namespace {
+
+const char* const kNames[] = {"avx512", "avx2", "generic"};
 
 std::string error_of_force(const char* name) {
     try {
@@ -17,6 +20,59 @@ std::string error_of_force(const char* name) {
     return "";
 }
 
+// another choice is made between the question for a workspace and the call
+struct Overtaken {
+    template <class T>
+    using Reserve = T;
+    template <class T>
+    static constexpr fastrnn::DType dtype() {
+        return fastrnn_test::dtype_of<T>();
+    }
+    static inline const char* intruder = "";
+
+    static void forward(fastrnn::ForwardParams& params) {
+        const fastrnn::Kernels& kernels = fastrnn::active_kernels();
+        const fastrnn_test::Bytes workspace(fastrnn::forward_workspace_bytes(params, kernels));
+        fastrnn::force_isa(intruder);
+        params.workspace = workspace.get();
+        fastrnn::forward(params, kernels);
+    }
+    static void backward(fastrnn::BackwardParams& params) {
+        const fastrnn::Kernels& kernels = fastrnn::active_kernels();
+        const fastrnn_test::Bytes workspace(fastrnn::backward_workspace_bytes(params, kernels));
+        fastrnn::force_isa(intruder);
+        params.workspace = workspace.get();
+        fastrnn::backward(params, kernels);
+    }
+};
+
+template <class Library>
+fastrnn_test::Results<float> run(const fastrnn_test::Problem& problem, const char* isa) {
+    const fastrnn_test::Tensors given = fastrnn_test::random_tensors(problem);
+    fastrnn_test::Runner<float, Library> runner(problem, given, fastrnn_test::Layout::time_major, 1);
+    fastrnn_test::Results<float> results;
+    fastrnn::force_isa(isa);
+    runner.forward(true, results);
+    fastrnn::force_isa(isa);
+    runner.backward(given, {}, results);
+    return results;
+}
+
+void test_choice_during_a_call() {
+    const fastrnn_test::Problem problem{
+        fastrnn::Cell::lstm, fastrnn::Activation::tanh, 3, 20, 7, 40, 0, 1, {}, true, true};
+    for (const char* isa : kNames) {
+        if (!fastrnn::isa_supported(isa)) continue;
+        const auto expected = run<fastrnn_test::CpuLibrary>(problem, isa);
+        for (const char* intruder : kNames) {
+            if (!fastrnn::isa_supported(intruder)) continue;
+            Overtaken::intruder = intruder;
+            const auto found = run<Overtaken>(problem, isa);
+            CHECK(found.y == expected.y && found.d_x == expected.d_x, isa);
+        }
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -24,7 +80,7 @@ int main() {
     fastrnn::force_isa("");
     const std::string chosen = fastrnn::active_isa();
     bool better = false;
-    for (const char* name : {"avx512", "avx2", "generic"}) {
+    for (const char* name : kNames) {
         if (chosen == name) better = true;
         CHECK(better || !fastrnn::isa_supported(name), name);
         if (!fastrnn::isa_supported(name)) {
@@ -49,5 +105,6 @@ int main() {
     unsetenv("FASTRNN_FORCE_ISA");
     fastrnn::force_isa("");
     CHECK(chosen == fastrnn::active_isa(), chosen);
+    test_choice_during_a_call();
     return fastrnn_test::finish();
 }

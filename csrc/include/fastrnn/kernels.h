@@ -173,11 +173,16 @@ struct Plan {
     double seconds;   // of one direction's steps, by the cost model that chose them
 };
 
-size_t forward_workspace_bytes(const ForwardParams& params);
-size_t backward_workspace_bytes(const BackwardParams& params);
-Plan plan_forward(const ForwardParams& params);
-void forward(const ForwardParams& params);
-void backward(const BackwardParams& params);
+struct Kernels;  // of one instruction set
+
+// Where force_isa() may be called at the same time, ask once: a workspace is for the kernels that gave its size.
+const Kernels& active_kernels();
+
+size_t forward_workspace_bytes(const ForwardParams& params, const Kernels& kernels = active_kernels());
+size_t backward_workspace_bytes(const BackwardParams& params, const Kernels& kernels = active_kernels());
+Plan plan_forward(const ForwardParams& params, const Kernels& kernels = active_kernels());
+void forward(const ForwardParams& params, const Kernels& kernels = active_kernels());
+void backward(const BackwardParams& params, const Kernels& kernels = active_kernels());
 
 // Instruction sets in order of preference: "avx512", "avx2", "generic".
 const char* active_isa();              // FASTRNN_FORCE_ISA, else the first that the CPU has
