@@ -27,7 +27,7 @@ endforeach()
 
 # a library of the kernels for every instruction set
 function(add_kernels library)
-    add_library(${library} csrc/cpu/dispatch.cpp)
+    add_library(${library} csrc/cpu/dispatch.cpp csrc/cpu/fork.cpp)
     foreach(name ${instruction_sets})
         target_sources(${library} PRIVATE csrc/cpu/target_${name}.cpp)
     endforeach()

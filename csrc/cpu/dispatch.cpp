@@ -1,6 +1,4 @@
 // Which instruction set's kernels run. Compiled without architecture flags: it must run anywhere.
-#include <pthread.h>
-
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -82,16 +80,9 @@ const Target& active_target() {
     return *target;
 }
 
-// The OpenMP runtime's threads do not survive fork(): a child that asked for them would wait forever.
-std::atomic<bool> forked{false};
-const bool watches_fork = [] {
-    pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
-    return true;
-}();
-
 template <class Params>
-Params with_usable_threads(Params params) {
-    if (params.threads < 1 || forked.load(std::memory_order_relaxed)) params.threads = 1;
+Params with_a_thread(Params params) {
+    if (params.threads < 1) params.threads = 1;
     return params;
 }
 
@@ -109,18 +100,18 @@ bool isa_supported(const char* name) {
 void force_isa(const char* name) { active.store(*name ? require(name) : choose(), std::memory_order_release); }
 
 size_t forward_workspace_bytes(const ForwardParams& params, const Kernels& kernels) {
-    return kernels.forward_workspace_bytes(with_usable_threads(params));
+    return kernels.forward_workspace_bytes(with_a_thread(params));
 }
 
 size_t backward_workspace_bytes(const BackwardParams& params, const Kernels& kernels) {
-    return kernels.backward_workspace_bytes(with_usable_threads(params));
+    return kernels.backward_workspace_bytes(with_a_thread(params));
 }
 
 Plan plan_forward(const ForwardParams& params, const Kernels& kernels) {
-    return kernels.plan_forward(with_usable_threads(params));
+    return kernels.plan_forward(with_a_thread(params));
 }
 
-void forward(const ForwardParams& params, const Kernels& kernels) { kernels.forward(with_usable_threads(params)); }
-void backward(const BackwardParams& params, const Kernels& kernels) { kernels.backward(with_usable_threads(params)); }
+void forward(const ForwardParams& params, const Kernels& kernels) { kernels.forward(with_a_thread(params)); }
+void backward(const BackwardParams& params, const Kernels& kernels) { kernels.backward(with_a_thread(params)); }
 
 }  // namespace fastrnn

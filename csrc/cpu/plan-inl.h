@@ -1,8 +1,11 @@
 // How a layer's work is laid out in time, over threads and in memory; the same for the forward and the backward pass.
 #pragma once
 
+#include <fenv.h>
+
 #include "../cells/rows.h"
 #include "fastrnn/kernels.h"
+#include "fork.h"
 #include "team.h"
 #include "vec.h"
 
@@ -156,15 +159,33 @@ int useful_threads(const Shape& shape, int gates, double passes, int wanted) {
     return useful < 2 ? 1 : useful < wanted ? static_cast<int>(useful) : wanted;
 }
 
-// Runs body(thread, threads) on at most `wanted` threads at once, fewer where the runtime gives fewer.
+// Runs body(thread, threads) on at most `wanted` threads at once, fewer where there are fewer. All of them round and
+// flush denormals as the calling thread does, or results would depend on which of them made what.
 template <class Body>
 void run_team(int wanted, const Body& body) {
     if (wanted <= 1 || omp_in_parallel()) {
         body(0, 1);
         return;
     }
-#pragma omp parallel num_threads(wanted)
-    body(omp_get_thread_num(), omp_get_num_threads());
+    struct Region {
+        const Body& body;
+        int wanted;
+        fenv_t mode;
+        static void begin(const void* argument) {
+            const Region& region = *static_cast<const Region*>(argument);
+#pragma omp parallel num_threads(region.wanted)
+            {
+                fenv_t own;
+                fegetenv(&own);
+                fesetenv(&region.mode);
+                region.body(omp_get_thread_num(), omp_get_num_threads());
+                fesetenv(&own);
+            }
+        }
+    };
+    Region region{body, wanted, {}};
+    fegetenv(&region.mode);
+    if (!call_where_regions_begin(Region::begin, &region)) body(0, 1);
 }
 
 }  // namespace
