@@ -39,13 +39,8 @@ FASTRNN_INLINE constexpr int64_t round_up(int64_t value, int64_t multiple) {
 }
 FASTRNN_INLINE constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// the units of a row in the reserve, as padded_units
-FASTRNN_INLINE constexpr int64_t reserve_units(int64_t hidden) {
-    const int64_t aligned = round_up(hidden, kUnitAlignment);
-    return aligned > 0 && aligned % kStridePeriod == 0 ? aligned + kUnitAlignment : aligned;
-}
-
-constexpr int kThreads = 256;  // of every block
+constexpr int kThreads = 256;             // of every block
+constexpr size_t kParameterBytes = 4096;  // most of a kernel's parameters, on every device
 
 // Launches in order on one stream until the first error, which it keeps.
 class Queue {
@@ -62,6 +57,7 @@ class Queue {
     template <class... Parameters, class... Arguments>
     void run(int64_t blocks, size_t shared_bytes, bool cooperative, void (*kernel)(Parameters...),
              Arguments&&... arguments) {
+        static_assert((size_t{0} + ... + sizeof(Parameters)) <= kParameterBytes, "a kernel's parameters do not fit");
         if (error_ != cudaSuccess || blocks == 0) return;
 #if defined(__CUDACC__)
         cudaLaunchAttribute attribute{};

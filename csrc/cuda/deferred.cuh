@@ -16,10 +16,10 @@ class Deferred {
         : p_(params),
           s_(params.shape),
           recurrent_(s_.projection ? s_.projection : s_.hidden),
-          gates_(C::kGates * s_.hidden),
-          timeline_{s_.time, s_.batch, s_.rows, s_.batch_sizes, false},
-          x_(p_.x, {p_.x_stride_time, p_.x_stride_batch}, timeline_, s_.input),
-          d_x_stride_(Strides{p_.d_x_stride_time, p_.d_x_stride_batch}.of_rows(timeline_)) {
+          gates_(kGates<C> * s_.hidden),
+          x_(p_.x, {p_.x_stride_time, p_.x_stride_batch, s_.packed}, s_),
+          d_x_strides_{p_.d_x_stride_time, p_.d_x_stride_batch, s_.packed},
+          d_x_stride_(row_stride(d_x_strides_, s_)) {
         const int64_t directions = s_.directions, rows = s_.rows;
         bool wants_w_ih = false, wants_w_hh = false;
         for (int d = 0; d < s_.directions; ++d) {
@@ -31,7 +31,7 @@ class Deferred {
         d_gates_x_ = arena.take<X>(rows * directions * gates_);
         d_gates_h_ = kTwoGradients<C> ? arena.take<X>(rows * directions * gates_) : d_gates_x_;
         previous_ = arena.take<X>(wants_w_hh ? rows * recurrent_ : 0);
-        reset_h_ = arena.take<X>(C::kResetBefore ? directions * rows * s_.hidden : 0);
+        handed_on_ = arena.take<X>(kLastStage<C> * directions * rows * s_.hidden);
         d_projected_ = arena.take<X>(s_.projection ? directions * rows * recurrent_ : 0);
         unprojected_ = arena.take<X>(s_.projection ? directions * rows * s_.hidden : 0);
         partial_ = arena.take<W>(sum_blocks(rows) * gates_);
@@ -44,11 +44,14 @@ class Deferred {
     X* d_gates_x(int d, int64_t row) const { return d_gates_x_ + row * gates_stride() + d * gates_; }
     X* d_gates_h(int d, int64_t row) const { return d_gates_h_ + row * gates_stride() + d * gates_; }
     int64_t gates_stride() const { return s_.directions * gates_; }
-    X* reset_h(int d, int64_t row) const { return reset_h_ + (d * s_.rows + row) * s_.hidden; }           // [H]
+    // what each stage but the last handed on, [H]
+    X* handed_on(int stage, int d, int64_t row) const {
+        return handed_on_ + ((stage * s_.directions + d) * s_.rows + row) * s_.hidden;
+    }
     X* d_projected(int d, int64_t row) const { return d_projected_ + (d * s_.rows + row) * recurrent_; }  // [R]
     X* unprojected(int d, int64_t row) const { return unprojected_ + (d * s_.rows + row) * s_.hidden; }   // [H]
-    Timeline timeline(bool reverse) const { return {s_.time, s_.batch, s_.rows, offsets, reverse}; }  // on the device
-    Strides y_strides() const { return {p_.y_stride_time, p_.y_stride_batch}; }
+    Steps steps(bool reverse) const { return {s_.time, s_.batch, offsets, nullptr, reverse}; }  // on the device
+    Strides y_strides() const { return {p_.y_stride_time, p_.y_stride_batch, s_.packed}; }
 
     void begin(Queue& queue) const {
         if (offsets) upload_offsets(queue, s_, offsets);
@@ -78,9 +81,8 @@ class Deferred {
         products.multiply(matrix(d_gates_x_, s_.rows, gates_stride()), false, matrix(w_ih, gates_stride(), s_.input),
                           false, out);
         if (d_x_stride_) return;
-        queue.for_each(s_.rows * s_.input, copy_rows<X>, static_cast<const X*>(d_x_dense_),
-                       Strides{s_.batch * s_.input, s_.input}, d_x, Strides{p_.d_x_stride_time, p_.d_x_stride_batch},
-                       timeline(false), int64_t{0}, s_.rows, s_.input);
+        queue.for_each(s_.rows * s_.input, copy_rows<X>, static_cast<const X*>(d_x_dense_), Strides{0, s_.input, true},
+                       d_x, d_x_strides_, steps(false), int64_t{0}, s_.rows, s_.input);
     }
 
     void sum_weight_gradients(Queue& queue, Products& products, int d) const {
@@ -93,18 +95,19 @@ class Deferred {
             products.multiply(a, true, b, false, matrix(static_cast<X*>(to), a.columns, b.columns));
         };
         if (out.d_w_ih) {
-            multiply(gates(d_gates_x_, 0, gates_), x_.rows(queue, timeline(false), 0, rows, x_copy_), out.d_w_ih);
+            multiply(gates(d_gates_x_, 0, gates_), x_.rows(queue, 0, rows, x_copy_), out.d_w_ih);
         }
         if (out.d_w_hh) {
             const X* h0 = p_.h0 ? static_cast<const X*>(p_.h0) + d * s_.batch * recurrent_ : nullptr;
             queue.for_each(rows * recurrent_, previous_states<X>, static_cast<const X*>(p_.y) + d * recurrent_,
-                           y_strides(), h0, timeline(d == 1), recurrent_, previous_);
-            const int64_t with_h = C::kResetBefore ? 2 * hidden : gates_;
-            multiply(gates(d_gates_h_, 0, with_h), matrix(previous_, rows, recurrent_), out.d_w_hh);
-            if (C::kResetBefore) {
-                multiply(gates(d_gates_h_, with_h, hidden), matrix(reset_h(d, 0), rows, hidden),
-                         static_cast<X*>(out.d_w_hh) + with_h * hidden);
-            }
+                           y_strides(), h0, steps(d == 1), rows, recurrent_, previous_);
+            for_each_stage<C>([&](auto stage) {
+                constexpr SlotRange of = stage_gates<C, stage>();
+                const Matrix operand =
+                    stage == 0 ? matrix(previous_, rows, recurrent_) : matrix(handed_on(stage - 1, d, 0), rows, hidden);
+                multiply(gates(d_gates_h_, of.begin * hidden, of.count * hidden), operand,
+                         static_cast<X*>(out.d_w_hh) + of.begin * hidden * operand.columns);
+            });
         }
         if (out.d_w_hr) {
             multiply(matrix(d_projected(d, 0), rows, recurrent_), matrix(unprojected(d, 0), rows, hidden), out.d_w_hr);
@@ -122,12 +125,12 @@ class Deferred {
     const BackwardParams& p_;
     const Shape& s_;
     const int64_t recurrent_, gates_;
-    const Timeline timeline_;  // of the host: whether there are offsets is all that is asked of it
     const InputRows<X> x_;
+    const Strides d_x_strides_;
     const int64_t d_x_stride_;
     X *d_gates_x_, *d_gates_h_;  // [N, D, G*H], in torch's order of gates
     X* previous_;                // [N, R] h before each step
-    X* reset_h_;                 // [D, N, H]
+    X* handed_on_;               // [stages - 1, D, N, H]
     X* d_projected_;             // [D, N, R] whole gradient of each h
     X* unprojected_;             // [D, N, H]
     W* partial_;

@@ -2,6 +2,12 @@
 #include "pass.cuh"
 
 namespace fastrnn {
+namespace {
+
+// A row lies where its time and its place in the batch say.
+bool is_taken(const Shape& shape) { return !shape.order && (shape.packed || !shape.batch_sizes); }
+
+}  // namespace
 
 size_t cuda_forward_workspace_bytes(const ForwardParams& params, const CudaPlan& plan) {
     return plan.engine == CudaEngine::grid ? grid_forward_bytes(params, plan) : steps_forward_bytes(params, plan);
@@ -12,11 +18,13 @@ size_t cuda_backward_workspace_bytes(const BackwardParams& params, const CudaPla
 }
 
 cudaError_t cuda_forward(const ForwardParams& params, const CudaPlan& plan, Products& products, cudaStream_t stream) {
+    if (!is_taken(params.shape)) return cudaErrorNotSupported;
     return plan.engine == CudaEngine::grid ? grid_forward(params, plan, products, stream)
                                            : steps_forward(params, plan, products, stream);
 }
 
 cudaError_t cuda_backward(const BackwardParams& params, const CudaPlan& plan, Products& products, cudaStream_t stream) {
+    if (!is_taken(params.shape)) return cudaErrorNotSupported;
     return plan.engine == CudaEngine::grid ? grid_backward(params, plan, products, stream)
                                            : steps_backward(params, plan, products, stream);
 }

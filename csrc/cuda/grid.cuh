@@ -5,13 +5,21 @@
 // for the blocks that wrote its terms. The sums of the warps are added up in a fixed order.
 #pragma once
 
-#include "grid_layout.h"
 #include "pass.cuh"
+
+#include "grid_layout.h"
 
 namespace fastrnn {
 namespace {
 
 constexpr int64_t kFlagStride = 32;  // a group's flags begin a line of their own
+
+static_assert(kGridWarps * 32 == kThreads, "every thread is of a warp that shares the sums");
+static_assert(kGridRows == 16 && kGridDepth == 32, "the fragments of GridProduct");
+
+// a thread computes at most one value of each block of rows
+template <int kUnits>
+constexpr bool kFitsBlock = kThreads % kUnits == 0 && kThreads / kUnits >= kGridRows && kUnits % 8 == 0;
 
 // c = a b for the block's columns: b in shared memory as `place` puts it, a in device memory, rows written by others.
 // Half precision: b lies as a warp's lanes take it, 16 bytes each, and k is permuted so that a lane's part of a row of
@@ -214,27 +222,39 @@ struct GridMemory {
     }
 };
 
-// the grid engine's instantiations: tanh alone, and relu for an RNN; without float64
-template <template <class, class, int> class Pass, class X, class C, class Visit>
+// the grid engine's instantiations: what grid_has says, without float64
+template <template <class, class, int> class Pass, class X, class C, Activation kActivation, class Visit>
 auto visit_units(int units, const Visit& visit) {
-    return units == 8 ? visit.template call<Pass<X, C, 8>>() : visit.template call<Pass<X, C, 16>>();
+    if constexpr (grid_has(C::traits(), kActivation)) {
+        return units == 8 ? visit.template call<Pass<X, C, 8>>() : visit.template call<Pass<X, C, 16>>();
+    } else {
+        return visit.refuse();
+    }
+}
+template <template <class, class, int> class Pass, class X, class Act, Activation kActivation, class Visit>
+auto visit_grid_cell(Cell cell, int units, const Visit& visit) {
+    switch (cell) {
+#define FASTRNN_CELL(name, Template, ...) \
+    case Cell::name: return visit_units<Pass, X, Template<Act>, kActivation>(units, visit);
+#include "fastrnn/cells.def"
+        default: return visit.refuse();
+    }
 }
 template <template <class, class, int> class Pass, class X, class Visit>
-auto visit_grid_cell(Cell cell, Activation activation, int units, const Visit& visit) {
-    switch (cell) {
-        case Cell::gru: return visit_units<Pass, X, GruCell<TanhActivation>>(units, visit);
-        case Cell::rnn:
-            return activation == Activation::relu ? visit_units<Pass, X, RnnCell<ReluActivation>>(units, visit)
-                                                  : visit_units<Pass, X, RnnCell<TanhActivation>>(units, visit);
-        default: return visit_units<Pass, X, LstmCell<TanhActivation>>(units, visit);
+auto visit_grid_activation(Cell cell, Activation activation, int units, const Visit& visit) {
+    switch (activation) {
+        case Activation::tanh: return visit_grid_cell<Pass, X, TanhActivation, Activation::tanh>(cell, units, visit);
+        case Activation::relu: return visit_grid_cell<Pass, X, ReluActivation, Activation::relu>(cell, units, visit);
+        default: return visit.refuse();
     }
 }
 template <template <class, class, int> class Pass, class Visit>
 auto visit_grid(DType dtype, Cell cell, Activation activation, int units, const Visit& visit) {
     switch (dtype) {
-        case DType::bfloat16: return visit_grid_cell<Pass, bfloat16>(cell, activation, units, visit);
-        case DType::float16: return visit_grid_cell<Pass, float16>(cell, activation, units, visit);
-        default: return visit_grid_cell<Pass, float>(cell, activation, units, visit);
+        case DType::bfloat16: return visit_grid_activation<Pass, bfloat16>(cell, activation, units, visit);
+        case DType::float16: return visit_grid_activation<Pass, float16>(cell, activation, units, visit);
+        case DType::float32: return visit_grid_activation<Pass, float>(cell, activation, units, visit);
+        default: return visit.refuse();
     }
 }
 

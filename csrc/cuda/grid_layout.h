@@ -1,7 +1,7 @@
 // How the grid engine lays a layer out over blocks and a block's shared memory: for the plan, and for the kernels.
 #pragma once
 
-#include "../cells/inline.h"
+#include "../cells/cell.h"
 #include "fastrnn/cuda_plan.h"
 
 namespace fastrnn {
@@ -12,6 +12,13 @@ inline constexpr int64_t kGridWarps = 8;   // of a block; they share the terms o
 inline constexpr int64_t kGridStage = 36;  // floats of a staged row in float32: 32, and 4 against bank conflicts
 
 FASTRNN_INLINE constexpr int64_t grid_ceil(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
+
+// Whether the grid engine has been compiled for a cell: one stage whose product has all rows of w_hh; tanh, and relu
+// without gates beside the candidate.
+FASTRNN_INLINE constexpr bool grid_has(const CellTraits& cell, Activation activation) {
+    const bool one_product = cell.stages == 1 && cell.recurrent[0].count == cell.gates && cell.operands == 0;
+    return one_product && (activation == Activation::tanh || (activation == Activation::relu && cell.gates == 1));
+}
 
 struct GridLayout {
     int64_t units;             // of a block

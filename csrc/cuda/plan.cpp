@@ -3,6 +3,7 @@
 #include <limits>
 #include <stdexcept>
 
+#include "../cells/all.h"
 #include "grid_layout.h"
 
 namespace fastrnn {
@@ -30,6 +31,15 @@ constexpr double kTorchStepSeconds = 8e-6;
 
 bool is_half(DType dtype) { return dtype == DType::bfloat16 || dtype == DType::float16; }
 
+CellTraits traits_of(Cell cell) {
+    switch (cell) {
+#define FASTRNN_CELL(name, Template, ...) \
+    case Cell::name: return Template<TanhActivation>::traits();
+#include "fastrnn/cells.def"
+    }
+    return {};
+}
+
 // of one direction's recurrent product by a library, whose float32 is `float_rate` times the exact one's speed
 double product_seconds(const CudaProblem& p, const CudaDevice& device, double float_rate) {
     const Shape& s = p.shape;
@@ -46,7 +56,7 @@ double product_seconds(const CudaProblem& p, const CudaDevice& device, double fl
 }
 
 double steps_seconds(const CudaProblem& p, const CudaDevice& device) {
-    const int products = 1 + (p.shape.projection ? 1 : 0) + (p.cell == Cell::gru_reset_before ? 1 : 0);
+    const int products = traits_of(p.cell).stages + (p.shape.projection ? 1 : 0);
     return p.shape.directions * (products * (kProductSeconds + kLaunchSeconds) + product_seconds(p, device, 1));
 }
 
@@ -66,9 +76,9 @@ double grid_seconds(const CudaProblem& p, const GridLayout& layout, int directio
 const char* grid_lacks(const CudaProblem& p) {
     if (p.dtype == DType::float64) return "the grid engine has no float64";
     if (p.shape.projection) return "the grid engine has no projection";
-    if (p.cell == Cell::gru_reset_before) return "the grid engine has no reset before the product";
-    const bool known = p.activation == Activation::tanh || (p.cell == Cell::rnn && p.activation == Activation::relu);
-    if (!known) return "the grid engine has tanh alone, and relu for an RNN";
+    const CellTraits cell = traits_of(p.cell);
+    if (cell.stages > 1) return "the grid engine has no second product in a step";
+    if (!grid_has(cell, p.activation)) return "the grid engine has tanh alone, and relu for an RNN";
     if (p.shape.batch == 0 || p.shape.hidden == 0) return "there is nothing to compute";
     const int64_t gate_bytes = p.shape.rows * gate_count(p.cell) * p.shape.hidden * 4;
     if (!p.backward && gate_bytes > kMostGateBytes) return "the products with x would take too much memory at once";

@@ -1,53 +1,20 @@
-// A layer's sequences on the device: which row is where, and kernels that move rows.
+// A layer's sequences on the device: kernels that move rows. Here a ragged sequence is packed in memory, and its rows
+// have no other order.
 #pragma once
 
 #include "device.cuh"
 
+#include "../cells/rows.h"
+
 namespace fastrnn {
 namespace {
 
-// Order and rows of the time steps of one direction, on the host and on the device. A step is counted in the order of
-// computation; rows of a step come one after the other, steps in the order of time.
-struct Timeline {
-    int64_t time, batch, rows;
-    const int64_t* offsets;  // [T + 1] first row of each time, packed input only; on the device, or the host's own
-    bool reverse;
-
-    FASTRNN_INLINE int64_t time_of(int64_t step) const { return reverse ? time - 1 - step : step; }
-    FASTRNN_INLINE int64_t count(int64_t t) const { return offsets ? offsets[t + 1] - offsets[t] : batch; }
-    FASTRNN_INLINE int64_t first_row(int64_t t) const { return offsets ? offsets[t] : t * batch; }
-    // rows that hold a state of this sequence when `step` begins; later ones begin with h0
-    FASTRNN_INLINE int64_t carried(int64_t step) const {
-        return step == 0 ? 0 : least(count(time_of(step - 1)), count(time_of(step)));
-    }
-    FASTRNN_INLINE int64_t time_of_row(int64_t row) const {
-        if (!offsets) return row / batch;
-        int64_t low = 0, high = time - 1;  // last t with offsets[t] <= row
-        while (low < high) {
-            const int64_t middle = (low + high + 1) / 2;
-            offsets[middle] <= row ? low = middle : high = middle - 1;
-        }
-        return low;
-    }
-};
-
-// Where a sequence's rows lie, in elements: (t, b) at t * time + b * batch, row r of packed input at r * batch.
-struct Strides {
-    int64_t time, batch;
-
-    FASTRNN_INLINE int64_t at(const Timeline& timeline, int64_t t, int64_t b) const {
-        return timeline.offsets ? (timeline.offsets[t] + b) * batch : t * time + b * batch;
-    }
-    FASTRNN_INLINE int64_t at(const Timeline& timeline, int64_t row) const {
-        return timeline.offsets ? row * batch : row / timeline.batch * time + row % timeline.batch * batch;
-    }
-    // the distance between rows that follow each other, or 0 where it varies
-    int64_t of_rows(const Timeline& timeline) const {
-        if (timeline.offsets || timeline.time == 1) return batch;
-        if (timeline.batch == 1) return time;
-        return time == timeline.batch * batch ? batch : 0;
-    }
-};
+// the distance between rows that follow each other, or 0 where it varies
+inline int64_t row_stride(const Strides& strides, const Shape& shape) {
+    if (strides.packed || shape.time == 1) return strides.batch;
+    if (shape.batch == 1) return strides.time;
+    return strides.time == shape.batch * strides.batch ? strides.batch : 0;
+}
 
 // offsets by way of the kernel's arguments: nothing on the host need stay alive, under capture in a graph either
 struct OffsetBlock {
@@ -74,12 +41,12 @@ inline void upload_offsets(Queue& queue, const Shape& shape, int64_t* to) {
 
 // to[row] = from[row] for rows first .. first + count
 template <class X>
-__global__ void copy_rows(const X* from, Strides from_strides, X* to, Strides to_strides, Timeline timeline,
-                          int64_t first, int64_t count, int64_t features) {
+__global__ void copy_rows(const X* from, Strides from_strides, X* to, Strides to_strides, Steps steps, int64_t first,
+                          int64_t count, int64_t features) {
     const int64_t index = global_index();
     if (index >= count * features) return;
     const int64_t row = first + index / features, feature = index % features;
-    to[to_strides.at(timeline, row) + feature] = from[from_strides.at(timeline, row) + feature];
+    to[to_strides.at(steps, row) + feature] = from[from_strides.at(steps, row) + feature];
 }
 
 // to[i] = from[i], or 0 where there is no `from`; from one type to another
@@ -98,15 +65,15 @@ __global__ void add_states(const Wide<X>* a, const Wide<X>* b, X* to, int64_t co
 
 // to[row] = the state before row's step: y of the step before, else h0, else 0
 template <class X>
-__global__ void previous_states(const X* y, Strides y_strides, const X* h0, Timeline timeline, int64_t features,
+__global__ void previous_states(const X* y, Strides y_strides, const X* h0, Steps steps, int64_t rows, int64_t features,
                                 X* to) {
     const int64_t index = global_index();
-    if (index >= timeline.rows * features) return;
+    if (index >= rows * features) return;
     const int64_t row = index / features, feature = index % features;
-    const int64_t t = timeline.time_of_row(row), b = row - timeline.first_row(t), step = timeline.time_of(t);
+    const int64_t t = steps.time_of_row(row), b = row - steps.first_row(t), step = steps.time_of(t);
     X value = narrow<X>(Wide<X>(0));
-    if (b < timeline.carried(step)) {
-        value = y[y_strides.at(timeline, timeline.time_of(step - 1), b) + feature];
+    if (steps.carries(step, b)) {
+        value = y[y_strides.at(steps, steps.time_of(step - 1), b) + feature];
     } else if (h0) {
         value = h0[b * features + feature];
     }

@@ -2,7 +2,7 @@
 // in two parts, what reached it directly and what came through the recurrent product; the next step adds them up. Rows
 // that take no part in a step keep both.
 //
-// Cost a step: two launches (four with a projection or a reset before the product), and reading w_hh again.
+// Cost a step: two launches for each of the cell's stages and two more with a projection, and reading w_hh again.
 #include "deferred.cuh"
 
 namespace fastrnn {
@@ -11,7 +11,7 @@ namespace {
 // One step of one direction; units have stride 1.
 template <class X>
 struct BackwardStep {
-    int64_t rows, hidden;
+    int64_t rows, hidden, padded;
     int64_t carried;              // rows whose state before the step is that of the step before; others have h0 and c0
     const Wide<X>* saved;         // [rows, S, Hp]
     const Wide<X>* saved_before;  // [carried, S, Hp]
@@ -29,9 +29,9 @@ struct BackwardStep {
     X* d_gates_x;                    // [rows, G*H], rows gates_stride apart
     X* d_gates_h;
     int64_t gates_stride;
-    X* unprojected;            // [rows, H], projection only
-    X* reset_h;                // [rows, H], reset before only
-    const Wide<X>* d_reset_h;  // [rows, H]
+    X* unprojected;                              // [rows, H], projection only
+    X* handed_on[kMaxCellStages];                // [rows, H] what each stage but the last handed on
+    const Wide<X>* d_handed_on[kMaxCellStages];  // [rows, H] its gradient
 };
 
 template <class X>
@@ -40,60 +40,71 @@ __device__ __forceinline__ Wide<X> h_before(const BackwardStep<X>& step, int64_t
     return step.h0 ? widen(step.h0[row * step.hidden + unit]) : Wide<X>(0);
 }
 
-template <class X, class C>
-__global__ void __launch_bounds__(kThreads) backward_step(BackwardStep<X> step) {
+// the arithmetic from the last stage back to Stage
+template <class C, int Stage, class X>
+__device__ __forceinline__ void backward_until(const BackwardStep<X>& step, int64_t index,
+                                               BackwardUnit<Wide<X>>& unit) {
+    if constexpr (Stage < kLastStage<C>) {
+        backward_until<C, Stage + 1>(step, index, unit);
+        unit.d_out = step.d_handed_on[Stage][index];
+    }
+    C::template backward<Stage>(unit);
+}
+
+// what each stage before Stage handed on, again
+template <class C, int Stage, class X>
+__device__ __forceinline__ void hand_on(const BackwardStep<X>& step, int64_t index, const Wide<X>* kept, Wide<X> h) {
+    if constexpr (Stage > 0) {
+        hand_on<C, Stage - 1>(step, index, kept, h);
+        step.handed_on[Stage - 1][index] = narrow<X>(C::template handed_on<Stage - 1>(kept, h));
+    }
+}
+
+// Stages come from the last to the first, and each does those after it again, so that the gradients of slots go from
+// one to the next in registers. A stage but the first writes only what its product takes; the first all.
+template <class X, class C, int Stage>
+__global__ void __launch_bounds__(kThreads) backward_stage(BackwardStep<X> step) {
     using W = Wide<X>;
-    const int64_t index = global_index(), hidden = step.hidden, padded = reserve_units(hidden);
+    const int64_t index = global_index(), hidden = step.hidden, padded = step.padded;
     if (index >= step.rows * hidden) return;
     const int64_t row = index / hidden, unit = index % hidden;
-    W kept[C::kSaved > 0 ? C::kSaved : 1], d_slots[C::kSlots] = {}, h = 0, h_next = 0, c = 0, d_c = 0, direct = 0;
-    for (int i = 0; i < C::kSaved; ++i) kept[i] = step.saved[(row * C::kSaved + i) * padded + unit];
-    if constexpr (C::kDirectPath) h = h_before(step, row, unit);
-    if constexpr (C::kSaved == 0) h_next = widen(step.y[row * step.y_stride + unit]);
-    if constexpr (C::kHasCellState) {
+    W kept[kSaved<C> > 0 ? kSaved<C> : 1], d_slots[kSlots<C>] = {};
+    for (int i = 0; i < kSaved<C>; ++i) kept[i] = step.saved[(row * kSaved<C> + i) * padded + unit];
+    BackwardUnit<W> u{kept, 0, 0, 0, 0, nullptr, 0, 0, d_slots, nullptr};
+    if constexpr (kReadsH<C>) u.h = h_before(step, row, unit);
+    if constexpr (kSaved<C> == 0) u.h_next = widen(step.y[row * step.y_stride + unit]);
+    if constexpr (kHasC<C>) {
         if (row < step.carried) {
-            c = step.saved_before[(row * C::kSaved + C::kSaved - 1) * padded + unit];
+            u.c = step.saved_before[(row * kSaved<C> + kSavedC<C>)*padded + unit];
         } else if (step.c0) {
-            c = widen(step.c0[index]);
+            u.c = widen(step.c0[index]);
         }
-        d_c = step.d_c[index];
+        u.d_c = step.d_c[index];
     }
-    W d_h;
     if (step.d_unprojected) {
-        d_h = step.d_unprojected[index];
+        u.d_out = step.d_unprojected[index];
     } else {
-        d_h = step.direct[index] + step.through_product[index];
-        if (step.d_y) d_h += widen(step.d_y[row * step.d_y_stride + unit]);
+        u.d_out = step.direct[index] + step.through_product[index];
+        if (step.d_y) u.d_out += widen(step.d_y[row * step.d_y_stride + unit]);
     }
-    C::backward(kept, h, h_next, c, d_h, d_c, d_slots, direct);
-    for (int slot = 0; slot < C::kSlots; ++slot) {
-        if (C::kResetBefore && slot == 1) continue;
-        const int64_t at = row * step.gates_stride + C::gate_of_slot(slot) * hidden + unit;
+    backward_until<C, Stage>(step, index, u);
+    for (int slot = 0; slot < kSlots<C>; ++slot) {
+        if (Stage > 0 && stage_of<C>(slot) != Stage) continue;
+        const int64_t at = row * step.gates_stride + gate_of<C>(slot) * hidden + unit;
         const X value = narrow<X>(d_slots[slot]);
         if (from_x<C>(slot)) step.d_gates_x[at] = value;
         if (kTwoGradients<C> && from_h<C>(slot)) step.d_gates_h[at] = value;
     }
-    if constexpr (C::kHasCellState) {
-        step.d_c[index] = d_c;
-        if (step.unprojected) step.unprojected[index] = narrow<X>(C::output(kept));
+    if constexpr (Stage == 0) {
+        if constexpr (kHasC<C>) step.d_c[index] = u.d_c;
+        if constexpr (C::traits().may_project) {
+            if (step.unprojected) {
+                step.unprojected[index] = narrow<X>(C::template handed_on<kLastStage<C>>(kept, u.h));
+            }
+        }
+        if (!step.d_unprojected) step.direct[index] = u.d_h;
+        hand_on<C, kLastStage<C>>(step, index, kept, u.h);
     }
-    if (!step.d_unprojected) step.direct[index] = direct;
-    if constexpr (C::kResetBefore) step.reset_h[index] = narrow<X>(kept[1] * h);
-}
-
-template <class X, class C>
-__global__ void __launch_bounds__(kThreads) backward_reset_step(BackwardStep<X> step) {
-    using W = Wide<X>;
-    const int64_t index = global_index(), hidden = step.hidden, padded = reserve_units(hidden);
-    if (index >= step.rows * hidden) return;
-    const int64_t row = index / hidden, unit = index % hidden;
-    W kept[C::kSaved > 0 ? C::kSaved : 1], d_slots[C::kSlots] = {}, direct = step.direct[index];
-    for (int i = 0; i < C::kSaved; ++i) kept[i] = step.saved[(row * C::kSaved + i) * padded + unit];
-    if constexpr (C::kResetBefore) {
-        C::backward_reset(kept, h_before(step, row, unit), step.d_reset_h[index], d_slots, direct);
-        step.d_gates_x[row * step.gates_stride + C::gate_of_slot(1) * hidden + unit] = narrow<X>(d_slots[1]);
-    }
-    step.direct[index] = direct;
 }
 
 // d_projected = both parts + d_y, for the step's rows
@@ -116,13 +127,14 @@ class StepsBackward {
         : p_(params),
           s_(params.shape),
           recurrent_(s_.projection ? s_.projection : s_.hidden),
-          gates_(C::kGates * s_.hidden),
+          gates_(kGates<C> * s_.hidden),
           arena_(workspace),
           deferred_(params, arena_) {
         direct_ = arena_.take<W>(s_.batch * recurrent_);
         through_product_ = arena_.take<W>(s_.batch * recurrent_);
-        d_c_ = arena_.take<W>(C::kHasCellState ? s_.batch * s_.hidden : 0);
-        d_hidden_ = arena_.take<W>(s_.projection || C::kResetBefore ? s_.batch * s_.hidden : 0);
+        d_c_ = arena_.take<W>(kHasC<C> ? s_.batch * s_.hidden : 0);
+        d_unprojected_ = arena_.take<W>(s_.projection ? s_.batch * s_.hidden : 0);
+        d_handed_on_ = arena_.take<W>(kLastStage<C> * s_.batch * s_.hidden);
     }
     size_t workspace_bytes() const { return arena_.used(); }
 
@@ -142,7 +154,7 @@ class StepsBackward {
         const int64_t states = s_.batch * recurrent_, cells = s_.batch * s_.hidden;
         queue.for_each(states, copy_state<W, X>, p_.d_h_n ? as(p_.d_h_n) + d * states : nullptr, direct_, states);
         queue.zero(through_product_, states * static_cast<int64_t>(sizeof(W)));
-        if (C::kHasCellState) {
+        if (kHasC<C>) {
             queue.for_each(cells, copy_state<W, X>, p_.d_c_n ? as(p_.d_c_n) + d * cells : nullptr, d_c_, cells);
         }
         int64_t row = d ? 0 : s_.rows;
@@ -156,7 +168,7 @@ class StepsBackward {
             queue.for_each(states, add_states<X>, static_cast<const W*>(direct_),
                            static_cast<const W*>(through_product_), static_cast<X*>(p_.d_h0) + d * states, states);
         }
-        if (C::kHasCellState && p_.d_c0) {
+        if (kHasC<C> && p_.d_c0) {
             queue.for_each(cells, copy_state<X, W>, static_cast<const W*>(d_c_), static_cast<X*>(p_.d_c0) + d * cells,
                            cells);
         }
@@ -171,11 +183,12 @@ class StepsBackward {
             return as(base) + d * recurrent_ + (s_.batch_sizes ? first * stride_batch : time * stride_time);
         };
         const auto saved = [&](int64_t first) {
-            return static_cast<const W*>(p_.reserve) + (d * s_.rows + first) * C::kSaved * reserve_units(hidden);
+            return static_cast<const W*>(p_.reserve) + (d * s_.rows + first) * kSaved<C> * padded_units(hidden);
         };
         BackwardStep<X> args{};
         args.rows = rows;
         args.hidden = hidden;
+        args.padded = padded_units(hidden);
         args.carried = step ? least(rows, count(before)) : 0;
         args.saved = saved(row);
         args.saved_before = saved(row_before);
@@ -198,23 +211,28 @@ class StepsBackward {
             queue.for_each(rows * recurrent_, project_step<X>, args, recurrent_, d_projected);
             products.multiply(matrix(d_projected, rows, recurrent_), false,
                               matrix(as(p_.weights[d].w_hr), recurrent_, hidden), false,
-                              matrix(d_hidden_, rows, hidden));
-            args.d_unprojected = d_hidden_;
+                              matrix(d_unprojected_, rows, hidden));
+            args.d_unprojected = d_unprojected_;
             args.unprojected = deferred_.unprojected(d, row);
         }
-        if (C::kResetBefore) args.reset_h = deferred_.reset_h(d, row);
-        queue.for_each(values, backward_step<X, C>, args);
-        int64_t from_gates = gates_;
-        if constexpr (C::kResetBefore) {
-            from_gates = 2 * hidden;
-            products.multiply(matrix(args.d_gates_h + from_gates, rows, hidden, args.gates_stride), false,
-                              matrix(w_hh + from_gates * hidden, hidden, hidden), false,
-                              matrix(d_hidden_, rows, hidden));
-            args.d_reset_h = d_hidden_;
-            queue.for_each(values, backward_reset_step<X, C>, args);
-        }
-        products.multiply(matrix(args.d_gates_h, rows, from_gates, args.gates_stride), false,
-                          matrix(w_hh, from_gates, recurrent_), false, matrix(through_product_, rows, recurrent_));
+        for_each_stage_back<C>([&](auto stage) {
+            if constexpr (stage < kLastStage<C>) args.handed_on[stage] = deferred_.handed_on(stage, d, row);
+            queue.for_each(values, backward_stage<X, C, stage>, args);
+            constexpr SlotRange of = stage_gates<C, stage>();
+            const auto multiply = [&](W* to, int64_t features) {
+                products.multiply(
+                    matrix(args.d_gates_h + of.begin * hidden, rows, of.count * hidden, args.gates_stride), false,
+                    matrix(w_hh + of.begin * hidden * features, of.count * hidden, features), false,
+                    matrix(to, rows, features));
+            };
+            if constexpr (stage == 0) {
+                multiply(through_product_, recurrent_);
+            } else {
+                W* d_handed_on = d_handed_on_ + (stage - 1) * s_.batch * hidden;
+                multiply(d_handed_on, hidden);
+                args.d_handed_on[stage - 1] = d_handed_on;
+            }
+        });
     }
 
     const BackwardParams& p_;
@@ -224,7 +242,8 @@ class StepsBackward {
     const Deferred<X, C> deferred_;
     W *direct_, *through_product_;  // [B, R]
     W* d_c_;                        // [B, H]
-    W* d_hidden_;                   // [B, H] of o act(c) before a projection; of r h
+    W* d_unprojected_;              // [B, H] of h' before a projection
+    W* d_handed_on_;                // [stages - 1, B, H]
 };
 
 }  // namespace

@@ -88,7 +88,8 @@ class Sequence {
         bool zeros = true;
         visit([&](int64_t at, int64_t) { std::memset(&rest[static_cast<size_t>(at)], 0xff, sizeof(T)); });
         visit_absent([&](int64_t at) {
-            zeros &= rest[static_cast<size_t>(at)] == T(0);
+            const T zero{};
+            zeros &= std::memcmp(&rest[static_cast<size_t>(at)], &zero, sizeof(T)) == 0;
             std::memset(&rest[static_cast<size_t>(at)], 0xff, sizeof(T));
         });
         if (!zeros) return false;

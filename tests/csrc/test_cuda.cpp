@@ -240,6 +240,22 @@ void test_grid_sizes() {
     }
 }
 
+void test_refusals() {
+    const int64_t numbers[] = {0};
+    const auto refuses = [](const fastrnn::Shape& shape) {
+        fastrnn::ForwardParams forward{};
+        fastrnn::BackwardParams backward{};
+        forward.shape = backward.shape = shape;
+        Loops loops;
+        return fastrnn::cuda_forward(forward, {}, loops, nullptr) == cudaErrorNotSupported &&
+               fastrnn::cuda_backward(backward, {}, loops, nullptr) == cudaErrorNotSupported;
+    };
+    fastrnn::Shape ordered{}, ragged{};
+    ordered.order = ragged.batch_sizes = numbers;
+    CHECK(refuses(ordered), "an order of rows");
+    CHECK(refuses(ragged), "ragged and not packed");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -247,6 +263,7 @@ int main(int argc, char** argv) {
     if (engine == "grid") {
         test_grid_sizes();
     } else {
+        test_refusals();
         test_steps();
     }
     return finish();

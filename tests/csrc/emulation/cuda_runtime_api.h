@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <cstring>
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorNotSupported = 801 };
 enum cudaMemcpyKind { cudaMemcpyDeviceToDevice };
 enum cudaDeviceAttr {
     cudaDevAttrComputeCapabilityMajor,
