@@ -95,7 +95,7 @@ test-emulated: $(VENV)/.torch $(VENV)/.test
 	@cmake --build build/emulated --parallel $(JOBS) --target _C
 	@rm -rf build/emulated/package
 	@mkdir -p build/emulated/package/fastrnn
-	@cp fastrnn/*.py build/emulated/_C.abi3.so build/emulated/package/fastrnn
+	@cp fastrnn/*.py build/emulated/_C.abi3.so build/emulated/libfastrnn_ops.so build/emulated/package/fastrnn
 	@FASTRNN_EMULATED=1 $(VENV)/bin/pytest $(PYTESTFLAGS) -o pythonpath=build/emulated/package tests/test_cuda.py tests/test_ops.py
 
 gpu-test gpu-bench: gpu-%:

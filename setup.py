@@ -15,9 +15,12 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 from build_backend import torch_dir  # noqa: E402
 
+OPS = "libfastrnn_ops.so"
+
 
 class CMakeBuild(build_ext):
-    """Configures and builds the CMake target `_C`, and copies its library to where setuptools wants it."""
+    """Configures and builds the CMake target `_C`, and copies its library to where setuptools wants it, and the one
+    that it links to beside it."""
 
     def build_extension(self, ext: Extension) -> None:
         torch = torch_dir()
@@ -45,6 +48,15 @@ class CMakeBuild(build_ext):
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(build / "_C.abi3.so", target)
+        shutil.copyfile(build / OPS, target.parent / OPS)
+
+    def copy_extensions_to_source(self) -> None:
+        super().copy_extensions_to_source()
+        built = Path(self.build_lib, "fastrnn", OPS)
+        shutil.copyfile(built, ROOT / "fastrnn" / OPS)
+
+    def get_outputs(self) -> list[str]:
+        return [*super().get_outputs(), str(Path(self.build_lib, "fastrnn", OPS))]
 
 
 class LimitedApiWheel(bdist_wheel):

@@ -19,6 +19,7 @@ import importlib
 import os
 from collections.abc import Sequence
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,14 +28,18 @@ from torch import Tensor
 from fastrnn._compat import FakeTensor, direct
 
 try:
-    # the kernel of one direction by addresses, see csrc/torch/direct.h
-    forward_by_address = importlib.import_module("fastrnn._C").forward
+    _extension = importlib.import_module("fastrnn._C")
 except ImportError as error:
     raise ImportError(
         f"fastrnn's compiled extension cannot be loaded: {error}. Build it with `pip install .` or `pip install -e .` "
         "in fastrnn's source tree, for this Python and a torch of 2.11 or later. An installed fastrnn is hidden by "
         "the fastrnn/ folder of the source tree where Python is started there."
     ) from error
+
+forward_by_address = _extension.forward  # csrc/torch/step.h
+library_path = Path(str(_extension.__file__)).with_name(
+    "libfastrnn_ops.so"
+)  # the ops, for programs without Python
 
 State = Tensor | None
 Options = tuple[bool | str, ...]  # has_biases, batch_first, bidirectional and those of the cell

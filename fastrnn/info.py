@@ -48,6 +48,7 @@ def describe() -> dict[str, str]:
         "fastrnn": fastrnn.__version__,
         "torch": str(torch.__version__),
         "python": f"{platform.python_version()} ({platform.system()} {platform.machine()})",
+        "ops": str(_ops.library_path),
         "active ISA": _active_isa(),
         "compiled ISAs": ", ".join(compiled),
         "on this CPU": ", ".join(supported),

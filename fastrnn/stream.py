@@ -22,7 +22,7 @@ _GRU_RESET_BEFORE = 2
 _ACTIVATIONS = ("tanh", "softsign", "relu", "hardtanh")
 _DTYPES = {torch.float32: False, torch.float64: True}
 _FORMATS = {None: 0, "bfloat16": 1, "int8": 2}
-_STEP_CALL = struct.Struct("8q10P")  # of csrc/torch/direct.cpp
+_STEP_CALL = struct.Struct("8q10P")  # of csrc/torch/step.h
 
 _address, _storage = Tensor.data_ptr, Tensor.untyped_storage
 

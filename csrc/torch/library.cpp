@@ -1,8 +1,5 @@
-// Every op's schema, and the Python module whose import loads them.
-#include <Python.h>
+// Every op's schema.
 #include <torch/csrc/stable/library.h>
-
-#include "direct.h"
 
 // Shapes and meanings: fastrnn/_ops.py.
 STABLE_TORCH_LIBRARY(fastrnn, m) {
@@ -45,13 +42,4 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
     m.def(
         "torch_is_quicker(str cell, str dtype, int[] sizes, bool packed, bool training, str device, int[] properties) "
         "-> bool");
-}
-
-PyMODINIT_FUNC PyInit__C() {
-    static PyMethodDef methods[] = {
-        {"forward", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fastrnn::direct_forward)), METH_FASTCALL,
-         nullptr},
-        {nullptr, nullptr, 0, nullptr}};
-    static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
-    return PyModule_Create(&module);
 }
