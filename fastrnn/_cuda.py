@@ -24,8 +24,10 @@ def torch_is_quicker(
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
 ) -> bool:
-    """For a stack of a cell that torch has, x on a CUDA device; torch.compile, which cannot ask, gets the ops."""
+    """For a stack of a cell that torch has, x on a CUDA device; what traces, and cannot ask, gets the ops."""
     if _ops.cuda_engine != "auto" or torch.compiler.is_compiling():
+        return False
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return False
     training = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *(states or ()), *weights))
     if training and stack.recompute:  # torch's would keep everything

@@ -98,6 +98,24 @@ def test_an_old_device_is_torchs(ways: list[str], monkeypatch: pytest.MonkeyPatc
     assert ways == ["torch", "reference_layer"]
 
 
+def test_compile_asks_for_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def properties(index: int) -> tuple[int, ...]:
+        asked.append(index)
+        return 75, 40, 64 << 10, 4 << 20
+
+    monkeypatch.setattr(_ops, "cuda_properties", properties)
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def negated_where_old(x: Tensor) -> Tensor:
+        return -x if _ops._is_too_old(1) else x
+
+    for _ in range(3):
+        assert torch.equal(negated_where_old(torch.ones(2)), -torch.ones(2))
+    assert asked == [1]
+
+
 def test_autocast(ways: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch's, or in autocast's type where torch lacks the cell."""
     dtypes: list[torch.dtype] = []
