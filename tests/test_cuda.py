@@ -37,6 +37,7 @@ TOLERANCE = {F64: 1e-12, F32: 2e-6, F16: 4e-3, BF16: 3e-2}
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The engine asked for; what it cannot run goes to the other. Memory that is handed out is full of NaN."""
     monkeypatch.setenv("FASTRNN_CUDA_ENGINE", request.param)
+    monkeypatch.setattr(_ops, "cuda_engine", request.param)  # nothing is left to torch
     monkeypatch.setattr(_ops, "_DEVICES", {"cpu", "meta", "cuda"})
     torch.backends.cuda.matmul.allow_tf32 = False
     if not EMULATED:
