@@ -27,12 +27,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from bench.cases import GATES
+
 os.environ["FASTRNN_CUDA_ENGINE"] = "grid"  # nothing goes to torch; each call names its engine
 
 ROOT = Path(__file__).parent.parent
 ENGINES = ("steps", "grid")
 DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32, "f16": torch.float16}
-GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 MOST_BYTES = 4 << 30  # of saved gates
 
 

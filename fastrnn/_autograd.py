@@ -2,62 +2,133 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from fastrnn import _ops, reference
+from fastrnn import _ops, _spec
 from fastrnn._compat import is_batch_of_gradients, is_in_forward_ad, is_transformed
-from fastrnn._ops import STATES, Options, State
+from fastrnn._ops import Call
 from fastrnn._recompute import backward_in_chunks, forward_in_chunks
 
-_REFERENCE: dict[str, Callable[..., tuple[Tensor, ...]]] = {
-    "lstm": reference.lstm_layer,
-    "gru": reference.gru_layer,
-    "rnn": reference.rnn_layer,
-}
+
+class Refused(Exception):
+    """A quiet call's arguments do not fit, and nothing was done."""
 
 
-def layer(
-    cell: str,
-    x: Tensor,
-    states: Sequence[State],
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    options: Options,
-    recompute: bool = False,
-) -> tuple[Tensor, ...]:
-    """One layer: shapes as in :mod:`fastrnn._ops` -> (y, *final_states)."""
+def layer(call: Call, recompute: bool = False) -> Sequence[Tensor]:
+    """One layer: (y, *final_states).
+
+    Raises:
+        Refused: of a quiet call alone
+    """
     if is_in_forward_ad():
-        return reference_layer(cell, x, states, weights, batch_sizes, options)
-    if is_transformed() or (torch.is_grad_enabled() and _differentiates(x, *states, *weights)):
-        function: Any = _RecomputedLayer if recompute and _may_recompute(cell, x, batch_sizes) else _Layer
-        outputs: tuple[Tensor, ...] = function.apply(cell, options, batch_sizes, x, *states, *weights)
-        return outputs[: 1 + STATES[cell]]
-    return _ops.forward(cell, x, states, weights, batch_sizes, options, False)[:-1]
+        return reference_layer(call)
+    if is_transformed() or (torch.is_grad_enabled() and _differentiates(call)):
+        function: Any = _RecomputedLayer if recompute and _may_recompute(call) else _Layer
+        outputs: tuple[Tensor, ...] = function.apply(*_flatten(call))
+        return outputs[: 1 + _spec.cell_of(call.spec).states]
+    found = _ops.forward(call, False)
+    if not found:
+        raise Refused
+    return found[:-1]
 
 
-def reference_layer(
-    cell: str,
-    x: Tensor,
-    states: Sequence[State],
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    options: Options,
-) -> tuple[Tensor, ...]:
+def reference_layer(call: Call) -> tuple[Tensor, ...]:
     """:func:`layer` by the reference alone."""
-    if x.dim() == 2 and batch_sizes is None:  # a single step
-        start = [None if s is None else s[None] for s in states]
-        return tuple(y[0] for y in _REFERENCE[cell](x[None], *start, weights, None, *options))
-    return _REFERENCE[cell](x, *states, weights, batch_sizes, *options)
+    spec, x, states, weights, batch_sizes, operands = call
+    if spec & _spec.QUIET:
+        raise Refused  # it does not check its arguments
+    if spec & _spec.SINGLE_STEP:
+        batch = call._replace(spec=spec & ~_spec.SINGLE_STEP, x=x[None], states=[s[None] for s in states])
+        return tuple(y[0] for y in reference_layer(batch))
+    family, choice = _spec.family_of(spec)
+    flags = (bool(spec & bit) for bit in (_spec.HAS_BIASES, _spec.BATCH_FIRST, _spec.BIDIRECTIONAL))
+    initial = states or (None,) * family.states
+    return family.reference(x, *initial, weights, batch_sizes, *operands, *flags, *choice)
 
 
-def _differentiates(*tensors: Tensor | None) -> bool:
+def _differentiates(call: Call) -> bool:
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return False  # a trace can hold the ops only
-    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    for tensor in _inputs(call):  # noqa: SIM110  any() takes twice as long
+        if tensor.requires_grad:
+            return True
+    return False
+
+
+# -- a call as the arguments of a Function ----------------------------------------------------------------------------
+
+
+def _inputs(call: Call) -> tuple[Tensor, ...]:
+    """The tensors that have gradients."""
+    return call.x, *call.states, *call.weights, *call.operands
+
+
+def _with_inputs(call: Call, inputs: Sequence[Tensor]) -> Call:
+    """The call with other tensors in their places."""
+    x, *rest = inputs
+    weights = len(call.states)
+    operands = weights + len(call.weights)
+    return call._replace(x=x, states=rest[:weights], weights=rest[weights:operands], operands=rest[operands:])
+
+
+def _flatten(call: Call) -> tuple[Any, ...]:
+    """(spec, number of states, batch_sizes, *inputs)"""
+    return call.spec, len(call.states), call.batch_sizes, *_inputs(call)
+
+
+def _unflatten(spec: int, states: int, batch_sizes: Tensor | None, *inputs: Tensor) -> Call:
+    directions = 2 if spec & _spec.BIDIRECTIONAL else 1
+    operands = len(inputs) - directions * _spec.cell_of(spec).operands
+    x, *rest = inputs[:operands]
+    return Call(spec, x, rest[:states], rest[states:], batch_sizes, inputs[operands:])
+
+
+class _Pass(NamedTuple):
+    """What a backward pass is given."""
+
+    call: Call
+    needs: int
+    y: Tensor
+    reserve: Tensor
+    d_outputs: Sequence[Tensor | None]
+
+    def run(self) -> tuple[Tensor, ...]:
+        return tuple(_ops.backward(self.call, self.y, self.reserve, self.d_outputs, self.needs))
+
+
+def _flatten_pass(given: _Pass) -> tuple[Any, ...]:
+    """(needs, y, reserve, number of gradients of outputs, *those, *flat call)"""
+    call, needs, y, reserve, d_outputs = given
+    return needs, y, reserve, len(d_outputs), *d_outputs, *_flatten(call)
+
+
+def _unflatten_pass(needs: int, y: Tensor, reserve: Tensor, count: int, *rest: Any) -> _Pass:
+    return _Pass(_unflatten(*rest[count:]), needs, y, reserve, rest[:count])
+
+
+def _needs(call: Call, wanted: Sequence[bool]) -> int:
+    """The needs of layer_backward from whether each input's gradient is wanted."""
+    weights = 1 + len(call.states)
+    operands = weights + len(call.weights)
+    needs = _spec.NEEDS_X if wanted[0] else 0
+    if True in wanted[1:weights]:
+        needs |= _spec.NEEDS_STATES
+    if True in wanted[weights:operands]:
+        needs |= _spec.NEEDS_WEIGHTS
+    if True in wanted[operands:]:
+        needs |= _spec.NEEDS_OPERANDS
+    return needs
+
+
+def _kept(gradients: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None]:
+    return [g if needed else None for g, needed in zip(gradients, wanted, strict=True)]
+
+
+# -- the Functions ----------------------------------------------------------------------------------------------------
 
 
 class _MappedOneByOne(Function):
@@ -78,156 +149,136 @@ class _MappedOneByOne(Function):
 
 
 class _Layer(_MappedOneByOne):
-    """(cell, options, batch_sizes, x, *states, *weights) -> (y, *final_states, reserve)"""
+    """(*flat call) -> (y, *final_states, reserve)"""
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        cell, options, batch_sizes, x, *rest = inputs
-        count = STATES[cell]
-        return _ops.forward(cell, x, rest[:count], rest[count:], batch_sizes, options, True)
+        outputs = _ops.forward(_unflatten(*inputs), True)
+        if not outputs:
+            raise Refused
+        return tuple(outputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.cell, ctx.options, *tensors = inputs
+        spec, ctx.states, *tensors = inputs
+        ctx.spec = spec & ~_spec.QUIET
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(output[-1])
         ctx.save_for_backward(output[0], output[-1], *tensors)
 
     @staticmethod
     def backward(ctx: Any, *d_outputs: Tensor | None) -> tuple[Any, ...]:
-        y, reserve, batch_sizes, x, *rest = ctx.saved_tensors
-        count = STATES[ctx.cell]
-        _, _, _, needs_x, *wanted = ctx.needs_input_grad
+        y, reserve, *tensors = ctx.saved_tensors
+        call, wanted = _unflatten(ctx.spec, ctx.states, *tensors), ctx.needs_input_grad[3:]
         if not torch.compiler.is_compiling() and any(map(is_batch_of_gradients, d_outputs)):
-            return None, None, None, *_batched_gradients(ctx, batch_sizes, d_outputs[:-1], (x, *rest))
-        needs = needs_x, any(wanted[:count]), any(wanted[count:])
+            return None, None, None, *_batched_gradients(call, d_outputs[:-1])
         # y is detached, for its dependence on x and the weights is part of the second derivative below
-        arguments = (
-            ctx.cell,
-            ctx.options,
-            needs,
-            batch_sizes,
-            y.detach(),
-            reserve,
-            *d_outputs[:-1],
-            x,
-            *rest,
-        )
-        gradients = (_LayerBackward.apply if torch.is_grad_enabled() else _gradients)(*arguments)
-        kept = (g if needed else None for g, needed in zip(gradients, (needs_x, *wanted), strict=True))
-        return None, None, None, *kept
-
-
-def _batched_gradients(
-    ctx: Any, batch_sizes: Tensor | None, d_outputs: Sequence[Tensor | None], inputs: Sequence[Tensor | None]
-) -> list[Tensor | None]:
-    count = STATES[ctx.cell]
-    with torch.enable_grad():
-        x, *rest = (None if tensor is None else tensor.detach().requires_grad_() for tensor in inputs)
-        assert x is not None
-        outputs = reference_layer(ctx.cell, x, rest[:count], _present(rest[count:]), batch_sizes, ctx.options)
-    used = [(y, d) for y, d in zip(outputs, d_outputs, strict=True) if d is not None]
-    leaves = (x, *rest)
-    found = torch.autograd.grad(
-        [y for y, _ in used], _present(leaves), [d for _, d in used], allow_unused=True
-    )
-    return _spread(found, leaves)
-
-
-def _gradients(*inputs: Any) -> tuple[Tensor, ...]:
-    cell, options, needs, batch_sizes, y, reserve, *rest = inputs
-    count = STATES[cell]
-    d_outputs, x, states = rest[: count + 1], rest[count + 1], rest[count + 2 : 2 * count + 2]
-    weights = rest[2 * count + 2 :]
-    return _ops.backward(cell, d_outputs, x, states, weights, batch_sizes, y, reserve, options, needs)
-
-
-def _may_recompute(cell: str, x: Tensor, batch_sizes: Tensor | None) -> bool:
-    """torch.compile chooses by itself what to recompute; an RNN keeps its outputs alone, and a step has no more."""
-    return (
-        cell != "rnn"
-        and not is_transformed()
-        and not torch.compiler.is_compiling()
-        and (x.dim() == 3 or batch_sizes is not None)
-    )
+        given = _Pass(call, _needs(call, wanted), y.detach(), reserve, d_outputs[:-1])
+        gradients = _differentiable(given) if torch.is_grad_enabled() else given.run()
+        return None, None, None, *_kept(gradients, wanted)
 
 
 class _RecomputedLayer(Function):
-    """(cell, options, batch_sizes, x, *states, *weights) -> (y, *final_states)"""
+    """(*flat call) -> (y, *final_states)"""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        ctx.cell, ctx.options, batch_sizes, x, *rest = inputs
-        count = STATES[ctx.cell]
-        outputs, kept = forward_in_chunks(ctx.cell, x, rest[:count], rest[count:], batch_sizes, ctx.options)
+        outputs, kept = forward_in_chunks(_unflatten(*inputs))
+        ctx.spec, ctx.states, *tensors = inputs
         ctx.set_materialize_grads(False)
         ctx.kept = len(kept)
-        ctx.save_for_backward(*kept, batch_sizes, x, *rest)
+        ctx.save_for_backward(*kept, *tensors)
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *d_outputs: Tensor | None) -> tuple[Any, ...]:
-        kept, (batch_sizes, x, *rest) = ctx.saved_tensors[: ctx.kept], ctx.saved_tensors[ctx.kept :]
-        count = STATES[ctx.cell]
-        _, _, _, needs_x, *wanted = ctx.needs_input_grad
+        kept, tensors = ctx.saved_tensors[: ctx.kept], ctx.saved_tensors[ctx.kept :]
+        call, wanted = _unflatten(ctx.spec, ctx.states, *tensors), ctx.needs_input_grad[3:]
         if any(map(is_batch_of_gradients, d_outputs)):
-            return None, None, None, *_batched_gradients(ctx, batch_sizes, d_outputs, (x, *rest))
-        needs = needs_x, any(wanted[:count]), any(wanted[count:])
-        states, weights = rest[:count], rest[count:]
+            return None, None, None, *_batched_gradients(call, d_outputs)
+        needs = _needs(call, wanted)
         if torch.is_grad_enabled():  # for a second derivative; it keeps everything
-            fixed = [None if tensor is None else tensor.detach() for tensor in rest]
-            y, *_, reserve = _ops.forward(
-                ctx.cell, x.detach(), fixed[:count], _present(fixed[count:]), batch_sizes, ctx.options, True
-            )
-            gradients = _LayerBackward.apply(  # type: ignore[no-untyped-call]
-                ctx.cell, ctx.options, needs, batch_sizes, y, reserve, *d_outputs, x, *rest
-            )
+            fixed = _with_inputs(call, [tensor.detach() for tensor in _inputs(call)])
+            y, *_, reserve = _ops.forward(fixed, True)
+            gradients = _differentiable(_Pass(call, needs, y, reserve, d_outputs))
         else:
-            gradients = backward_in_chunks(
-                ctx.cell, d_outputs, x, states, kept, weights, batch_sizes, ctx.options, needs
-            )
-        found = (g if needed else None for g, needed in zip(gradients, (needs_x, *wanted), strict=True))
-        return None, None, None, *found
+            gradients = backward_in_chunks(call, kept, d_outputs, needs)
+        return None, None, None, *_kept(gradients, wanted)
 
 
 class _LayerBackward(_MappedOneByOne):
-    """(cell, options, needs, batch_sizes, y, reserve, *d_outputs, x, *states, *weights)
-    -> (d_x, *d_states, *d_weights)"""
+    """(*flat pass) -> (d_x, *d_states, *d_weights, *d_operands)"""
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        return _gradients(*inputs)
+        return _unflatten_pass(*inputs).run()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.cell, ctx.options, _, batch_sizes, _, _, *rest = inputs
+        call, _, _, _, d_outputs = _unflatten_pass(*inputs)
+        ctx.spec, ctx.states, *tensors = _flatten(call)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(batch_sizes, *rest)
+        ctx.save_for_backward(*tensors, *d_outputs)
 
     @staticmethod
     def backward(ctx: Any, *d_gradients: Tensor | None) -> tuple[Any, ...]:
-        batch_sizes, *rest = ctx.saved_tensors
-        count = STATES[ctx.cell]
+        outputs = 1 + _spec.cell_of(ctx.spec).states
+        tensors, d_outputs = ctx.saved_tensors[:-outputs], ctx.saved_tensors[-outputs:]
+        call = _unflatten(ctx.spec, ctx.states, *tensors)
+        inputs = _inputs(call)
+        before, between = (None,) * 4, (None,) * 3  # in the places of what has no gradient
+        if not _present(d_outputs):
+            return *before, *d_outputs, *between, *(None for _ in inputs)
 
         def gradients(*tensors: Tensor) -> tuple[Tensor, ...]:
-            values = _spread(tensors, rest)
-            d_outputs, inputs = values[: count + 1], values[count + 1 :]
+            return _reference_vjp(call, tensors[: len(inputs)], _spread(tensors[len(inputs) :], d_outputs))
 
-            def outputs(*tensors: Tensor) -> tuple[Tensor, ...]:
-                x, *others = _spread(tensors, inputs)
-                states, weights = others[:count], others[count:]
-                found = reference_layer(ctx.cell, x, states, weights, batch_sizes, ctx.options)
-                return tuple(y for y, d in zip(found, d_outputs, strict=True) if d is not None)
-
-            return _vjp(outputs, _present(inputs))[1](tuple(_present(d_outputs)))
-
-        with torch.autocast(rest[count + 1].device.type, enabled=False):
-            first, pullback = _vjp(gradients, _present(rest))
-            given = [d for d, t in zip(d_gradients, rest[count + 1 :], strict=True) if t is not None]
+        with torch.autocast(call.x.device.type, enabled=False):
+            first, pullback = _vjp(gradients, (*inputs, *_present(d_outputs)))
             second = pullback(
-                tuple(torch.zeros_like(g) if d is None else d for d, g in zip(given, first, strict=True))
+                tuple(
+                    torch.zeros_like(g) if d is None else d for d, g in zip(d_gradients, first, strict=True)
+                )
             )
-        return None, None, None, None, None, None, *_spread(second, rest)
+        d_d_outputs = _spread(second[len(inputs) :], d_outputs)
+        return *before, *d_d_outputs, *between, *second[: len(inputs)]
+
+
+def _differentiable(given: _Pass) -> tuple[Tensor, ...]:
+    """given.run(), with a derivative of its own."""
+    gradients: tuple[Tensor, ...] = _LayerBackward.apply(*_flatten_pass(given))  # type: ignore[no-untyped-call]
+    return gradients
+
+
+def _reference_vjp(
+    call: Call, inputs: Sequence[Tensor], d_outputs: Sequence[Tensor | None]
+) -> tuple[Tensor, ...]:
+    """The gradients of the inputs, as a function that torch.func can differentiate."""
+
+    def outputs(*inputs: Tensor) -> tuple[Tensor, ...]:
+        found = reference_layer(_with_inputs(call, inputs))
+        return tuple(y for y, d in zip(found, d_outputs, strict=True) if d is not None)
+
+    return _vjp(outputs, inputs)[1](tuple(_present(d_outputs)))
+
+
+def _batched_gradients(call: Call, d_outputs: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The gradients of the inputs where those of the outputs are batches."""
+    leaves = [tensor.detach().requires_grad_() for tensor in _inputs(call)]
+    with torch.enable_grad():
+        outputs = reference_layer(_with_inputs(call, leaves))
+    used = [(y, d) for y, d in zip(outputs, d_outputs, strict=True) if d is not None]
+    return list(torch.autograd.grad([y for y, _ in used], leaves, [d for _, d in used], allow_unused=True))
+
+
+def _may_recompute(call: Call) -> bool:
+    """torch.compile chooses by itself what to recompute; a cell may keep its outputs alone, and a step has no more."""
+    return (
+        _spec.cell_of(call.spec).saved > 0
+        and not call.spec & _spec.SINGLE_STEP
+        and not is_transformed()
+        and not torch.compiler.is_compiling()
+    )
 
 
 def _vjp(

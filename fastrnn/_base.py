@@ -9,9 +9,8 @@ from torch.fx import Proxy
 from torch.fx.proxy import TraceError
 
 from fastrnn import _ops
-from fastrnn.reference import ACTIVATIONS
+from fastrnn._spec import CellSpec, Choice
 
-NO_STATES = {cell: (None,) * count for cell, count in _ops.STATES.items()}
 _AUTOCAST = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
 
@@ -43,22 +42,20 @@ def is_uniform(weights: Sequence[object]) -> bool:
     return True
 
 
-def check_activation(activation: str) -> str:
-    if activation not in ACTIVATIONS:
-        known = ", ".join(f"'{name}'" for name in ACTIVATIONS)
-        raise ValueError(f"Unknown activation '{activation}'. Select from {known}.")
-    return activation
-
-
 class Base(nn.Module):
     """What layers and cells share: the options that torch.nn lacks, and the way to torch.nn's forward."""
 
-    _options: ClassVar[dict[str, Any]] = {}  # with the values that make a module torch.nn's
-    _cell: ClassVar[str]
+    _cell: ClassVar[CellSpec]
+    _options: ClassVar[dict[str, Any]]  # the cell's extras
     _torch_forward: ClassVar[Callable[..., Any]]
 
-    def _option_values(self) -> tuple[bool | str, ...]:
-        """The cell's options as the ops take them."""
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if hasattr(cls, "_cell"):
+            cls._options = cls._cell.extras
+
+    def _choice(self) -> Choice:
+        """The values of the cell's options, in their order."""
         raise NotImplementedError
 
     def _changed_options(self) -> dict[str, Any]:
@@ -77,7 +74,9 @@ class Base(nn.Module):
 
     def _states(self, hx: Any) -> Sequence[Tensor] | None:
         """The states in hx, () if there is no hx, None if it is of the wrong kind."""
-        return () if hx is None else (hx,)
+        if hx is None:
+            return ()
+        return (hx,) if isinstance(hx, Tensor) else None
 
     def _traced(self, input: Any, hx: Any) -> Proxy | None:
         """Where torch.fx traces, a node that calls this module, as torch.fx makes one of each module of torch.nn."""
@@ -108,6 +107,11 @@ def pair_states(self: Base, hx: Any) -> Sequence[Tensor] | None:
     """The _states of an LSTM."""
     if hx is None:
         return ()
-    if isinstance(hx, tuple | list) and len(hx) == 2 and hx[0] is not None and hx[1] is not None:
+    if (
+        isinstance(hx, tuple | list)
+        and len(hx) == 2
+        and isinstance(hx[0], Tensor)
+        and isinstance(hx[1], Tensor)
+    ):
         return hx
     return None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastrnn import _ops
+from fastrnn._spec import BATCH_FIRST, cell_of
 
 if TYPE_CHECKING:
     from fastrnn.functional import Stack
@@ -34,17 +35,17 @@ def torch_is_quicker(
         return False
     if batch_sizes is not None:
         time, batch = len(batch_sizes), int(batch_sizes[0])
-    elif stack.batch_first:
+    elif stack.spec & BATCH_FIRST:
         batch, time, _ = x.shape
     else:
         time, batch, _ = x.shape
-    recurrent, hidden = weights[1].shape[1], weights[1].shape[0] // _ops.GATES[stack.cell]
+    cell = cell_of(stack.spec)
+    recurrent, hidden = weights[1].shape[1], weights[1].shape[0] // cell.gates
     projection = recurrent if recurrent != hidden else 0
-    directions = 2 if stack.bidirectional else 1
     return _torch_is_quicker(
-        stack.cell,
+        cell.name,
         str(x.dtype).removeprefix("torch."),
-        (time, batch, x.shape[-1], hidden, projection, directions, stack.num_layers),
+        (time, batch, x.shape[-1], hidden, projection, stack.directions, stack.num_layers),
         batch_sizes is not None,
         training,
         "cuda",

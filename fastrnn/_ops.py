@@ -1,65 +1,50 @@
-"""Loads the compiled extension; typed access to its ops; their fake kernels.
+"""Typed access to the compiled ops; their fake kernels.
 
-An op runs one layer, both directions in one call. The three cells share one order of arguments:
+An op runs one layer, both directions in one call:
 
-- ``<cell>_forward(x, *states, weights, batch_sizes, *options, training) -> (y, *final_states, reserve)``
-- ``<cell>_backward(*d_outputs, x, *states, weights, batch_sizes, y, reserve, *options, needs_x, needs_state,
-  needs_weights) -> (d_x, *d_states, d_weights)``
+- ``layer_forward(x, states, weights, batch_sizes, operands, spec, training) -> [y, *final_states, reserve]``
+- ``layer_backward(d_outputs, x, states, weights, batch_sizes, operands, y, reserve, spec, needs)
+  -> [d_x, *d_states, *d_weights, *d_operands]``
 
-x is [T, B, I], [B, T, I] if batch_first, or [N, I] if batch_sizes [T] is given, with any strides; or [B, I], a single
-step, and then the states and their gradients lack their first dimension. states are h0 [D, B, R] and, for an LSTM,
-c0 [D, B, H], or None for zeros; packed input needs h0. weights are torch's flat list of the layer. Without training the
-matrices may be bfloat16, or int8 as :mod:`fastrnn.quantized` packs them, with the scales of w_ih and w_hh behind the
-other weights of the direction; x and the rest are then float32. y has x's layout and D*R features. reserve
-[D, N, S, padded_units(H)] is what backward needs to know, [0] without training. A gradient of an output may be None;
-gradients that are not needed come back with shape [0].
+x is [T, B, I], [B, T, I] if batch_first, or [N, I] if batch_sizes [T] is given, with any strides; or [B, I] if the spec
+says single step, and then the states and their gradients lack their first dimension. states are h0 [D, B, R] and, for
+an LSTM, c0 [D, B, H], or none at all for zeros; packed input needs them. weights are torch's flat list of the layer.
+Without training the matrices may be bfloat16, or int8 as :mod:`fastrnn.quantized` packs them, with the scales of w_ih
+and w_hh behind the other weights of the direction; x and the rest are then float32. operands are what a cell takes
+beside its gates, for each direction, each [H], [B, H] or [T, B, H]. spec is made by :mod:`fastrnn._spec`; a quiet
+layer_forward returns [] instead of an error for arguments that do not fit. y has x's layout and D*R features. reserve
+[D, N, S, padded_units(H)] is what backward needs to know, [0] without training. d_outputs are the gradients of y and of
+the final states, None for zeros. needs says which gradients to compute; those that are not needed come back with
+shape [0].
 """
 
-import importlib
 import os
 from collections.abc import Sequence
-from functools import lru_cache, partial
-from pathlib import Path
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fastrnn import _spec
 from fastrnn._compat import FakeTensor, direct
 
-try:
-    _extension = importlib.import_module("fastrnn._C")
-except ImportError as error:
-    raise ImportError(
-        f"fastrnn's compiled extension cannot be loaded: {error}. Build it with `pip install .` or `pip install -e .` "
-        "in fastrnn's source tree, for this Python and a torch of 2.11 or later. An installed fastrnn is hidden by "
-        "the fastrnn/ folder of the source tree where Python is started there."
-    ) from error
-
-forward_by_address = _extension.forward  # csrc/torch/step.h
-library_path = Path(str(_extension.__file__)).with_name(
-    "libfastrnn_ops.so"
-)  # the ops, for programs without Python
-
-State = Tensor | None
-Options = tuple[bool | str, ...]  # has_biases, batch_first, bidirectional and those of the cell
-
-GATES = {"lstm": 4, "gru": 3, "rnn": 1}
-STATES = {"lstm": 2, "gru": 1, "rnn": 1}
-_SAVED = {"lstm": 5, "gru": 4, "rnn": 0}  # S; a GRU that resets before the product keeps one value less
-
 _ops = torch.ops.fastrnn
-_FORWARD = {
-    "lstm": _ops.lstm_forward.default,
-    "gru": _ops.gru_forward.default,
-    "rnn": _ops.rnn_forward.default,
-}
-_DIRECT_FORWARD = {cell: direct(op) for cell, op in _FORWARD.items()}
-_BACKWARD = {
-    "lstm": _ops.lstm_backward.default,
-    "gru": _ops.gru_backward.default,
-    "rnn": _ops.rnn_backward.default,
-}
+_FORWARD, _BACKWARD = _ops.layer_forward.default, _ops.layer_backward.default
+_DIRECT_FORWARD = direct(_FORWARD)
+
+
+class Call(NamedTuple):
+    """A layer and its tensors, as the ops take them."""
+
+    spec: int
+    x: Tensor
+    states: Sequence[Tensor]
+    weights: Sequence[Tensor]
+    batch_sizes: Tensor | None = None
+    operands: Sequence[Tensor] = ()
+
+
 _DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 _DEVICES = {"cpu", "meta"}
 _CUDA_ENGINES = ("torch", "auto", "steps", "grid")
@@ -114,39 +99,23 @@ def device_has_kernels(device: str) -> bool:
     return device in _DEVICES
 
 
-def forward(
-    cell: str,
-    x: Tensor,
-    states: Sequence[State],
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    options: Options,
-    training: bool,
-) -> tuple[Tensor, ...]:
-    """(y, *final_states, reserve)"""
-    result: tuple[Tensor, ...]
-    call = _FORWARD[cell] if torch.compiler.is_compiling() else _DIRECT_FORWARD[cell]
-    result = call(x, *states, weights, batch_sizes, *options, training)
-    return result
+def forward(call: Call, training: bool) -> list[Tensor]:
+    """[y, *final_states, reserve], or [] if the op, being quiet, refuses the arguments."""
+    spec, x, states, weights, batch_sizes, operands = call
+    op = _FORWARD if torch.compiler.is_compiling() else _DIRECT_FORWARD
+    found: list[Tensor] = op(x, states, weights, batch_sizes, operands, spec, training)
+    return found
 
 
 def backward(
-    cell: str,
-    d_outputs: Sequence[Tensor | None],
-    x: Tensor,
-    states: Sequence[State],
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    y: Tensor,
-    reserve: Tensor,
-    options: Options,
-    needs: tuple[bool, bool, bool],
-) -> tuple[Tensor, ...]:
-    """(d_x, *d_states, *d_weights); needs says which of x, the states and the weights to differentiate."""
-    *d_inputs, d_weights = _BACKWARD[cell](
-        *d_outputs, x, *states, weights, batch_sizes, y, reserve, *options, *needs
+    call: Call, y: Tensor, reserve: Tensor, d_outputs: Sequence[Tensor | None], needs: int
+) -> list[Tensor]:
+    """[d_x, *d_states, *d_weights, *d_operands]; needs is made of :mod:`fastrnn._spec`'s bits."""
+    spec, x, states, weights, batch_sizes, operands = call
+    found: list[Tensor] = _BACKWARD(
+        d_outputs, x, states, weights, batch_sizes, operands, y, reserve, spec, needs
     )
-    return *d_inputs, *d_weights
+    return found
 
 
 def active_isa() -> str:
@@ -210,75 +179,94 @@ def torch_is_quicker(
     return bool(_ops.torch_is_quicker(cell, dtype, sizes, packed, training, device, properties))
 
 
-def padded_units(hidden: int) -> int:
-    """The units of a row in the reserve, as csrc/include/fastrnn/kernels.h has them."""
-    aligned = -(-hidden // 16) * 16
-    return aligned + 16 if aligned > 0 and aligned % 256 == 0 else aligned
-
-
-def _sizes(
-    cell: str, x: Tensor, h0: State, weights: Sequence[Tensor], packed: bool, batch_first: bool
-) -> tuple[int, ...]:
+def _sizes(call: Call) -> tuple[int, int, int]:
     """(B, R, H)"""
-    if packed:
-        if h0 is None:
-            raise RuntimeError("fastrnn: packed input needs h0")
-        batch = h0.shape[1]
-    elif x.dim() == 2:
+    spec, x, states, weights, batch_sizes, _ = call
+    if batch_sizes is not None:
+        if not states:
+            raise RuntimeError("fastrnn: packed input needs its initial states")
+        batch = states[0].shape[1]
+    elif spec & (_spec.SINGLE_STEP | _spec.BATCH_FIRST):
         batch = x.shape[0]
     else:
-        batch = x.shape[0 if batch_first else 1]
+        batch = x.shape[1]
+    gates = _spec.cell_of(spec).gates
     if (
         weights[1].dtype == torch.int8
-    ):  # packed; the scales have a value a row, and a projection comes before them
-        hidden = weights[-1].shape[0] // GATES[cell]
+    ):  # packed; the scales have a value a row, a projection comes before them
+        hidden = weights[-1].shape[0] // gates
         return batch, weights[4].shape[0] if weights[4].dim() == 2 else hidden, hidden
-    return batch, weights[1].shape[1], weights[1].shape[0] // GATES[cell]
+    return batch, weights[1].shape[1], weights[1].shape[0] // gates
+
+
+def _is_real(x: Tensor) -> bool:
+    """Whether it has memory; a real x comes to a fake kernel where another argument is on the meta device."""
+    return x.is_cpu and not isinstance(x, FakeTensor)
 
 
 def _check_fake(x: Tensor) -> None:
-    """A real x comes here where another argument is on the meta device."""
-    if x.is_cpu and not isinstance(x, FakeTensor):
+    if _is_real(x):
         raise RuntimeError("fastrnn: every tensor and x must be on the same device")
 
 
-def _fake_forward(cell: str, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    count = STATES[cell]
+def _empty_states(call: Call) -> list[Tensor]:
+    batch, *widths = _sizes(call)
+    if call.spec & _spec.SINGLE_STEP:
+        leading: tuple[int, ...] = (batch,)
+    else:
+        leading = 2 if call.spec & _spec.BIDIRECTIONAL else 1, batch
+    return [call.x.new_empty((*leading, width)) for width in widths[: _spec.cell_of(call.spec).states]]
+
+
+def _fake_forward(
+    x: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    operands: Sequence[Tensor],
+    spec: int,
+    training: bool,
+) -> list[Tensor]:
+    if spec & _spec.QUIET and _is_real(x):
+        return []
     _check_fake(x)
-    weights, batch_sizes, _, batch_first, bidirectional, *options, training = arguments[count:]
-    packed = batch_sizes is not None
-    batch, recurrent, hidden = _sizes(cell, x, arguments[0], weights, packed, batch_first)
-    directions = 2 if bidirectional else 1
-    single = x.dim() == 2 and not packed
+    call = Call(spec, x, states, weights, batch_sizes, operands)
+    _, recurrent, hidden = _sizes(call)
+    directions = 2 if spec & _spec.BIDIRECTIONAL else 1
     rows = x.shape[0] if x.dim() == 2 else x.shape[0] * x.shape[1]
-    saved = _SAVED[cell] if options[0] is not False else _SAVED[cell] - 1
     reserve = x.new_empty(
-        (directions, rows, saved, padded_units(hidden)) if training else (0,),
+        (directions, rows, _spec.cell_of(spec).saved, _spec.padded_units(hidden)) if training else (0,),
         dtype=torch.float64 if x.dtype == torch.float64 else torch.float32,
     )
-    y = x.new_empty((*x.shape[:-1], directions * recurrent))
-    leading = (batch,) if single else (directions, batch)
-    finals = [x.new_empty((*leading, size)) for size in (recurrent, hidden)[:count]]
-    return y, *finals, reserve
+    return [x.new_empty((*x.shape[:-1], directions * recurrent)), *_empty_states(call), reserve]
 
 
-def _fake_backward(cell: str, *arguments: Any) -> tuple[Tensor | list[Tensor], ...]:
-    count = STATES[cell]
-    x, h0 = arguments[count + 1 : count + 3]
+def _fake_backward(
+    d_outputs: Sequence[Tensor | None],
+    x: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    operands: Sequence[Tensor],
+    y: Tensor,
+    reserve: Tensor,
+    spec: int,
+    needs: int,
+) -> list[Tensor]:
     _check_fake(x)
-    weights, batch_sizes, _, _, _, batch_first, bidirectional, *_ = arguments[2 * count + 2 :]
-    needs_x, needs_state, needs_weights = arguments[-3:]
-    batch, recurrent, hidden = _sizes(cell, x, h0, weights, batch_sizes is not None, batch_first)
-    leading = (batch,) if x.dim() == 2 and batch_sizes is None else (2 if bidirectional else 1, batch)
+    call = Call(spec, x, states, weights, batch_sizes, operands)
 
-    def gradient(shape: Sequence[int], needed: bool) -> Tensor:
-        found: Tensor = x.new_empty(shape if needed else (0,))
-        return found
+    def gradient(shape: Sequence[int], needed: int) -> Tensor:
+        return x.new_empty(shape if needed else (0,))
 
-    d_states = [gradient((*leading, size), needs_state) for size in (recurrent, hidden)[:count]]
-    return gradient(x.shape, needs_x), *d_states, [gradient(w.shape, needs_weights) for w in weights]
+    d_states = [gradient(s.shape, needs & _spec.NEEDS_STATES) for s in _empty_states(call)[: len(states)]]
+    return [
+        gradient(x.shape, needs & _spec.NEEDS_X),
+        *d_states,
+        *(gradient(w.shape, needs & _spec.NEEDS_WEIGHTS) for w in weights),
+        *(gradient(o.shape, needs & _spec.NEEDS_OPERANDS and o.dim() == 1) for o in operands),
+    ]
 
 
-for _cell in GATES:
-    torch.library.register_fake(f"fastrnn::{_cell}_forward", partial(_fake_forward, _cell))
-    torch.library.register_fake(f"fastrnn::{_cell}_backward", partial(_fake_backward, _cell))
+torch.library.register_fake("fastrnn::layer_forward", _fake_forward)
+torch.library.register_fake("fastrnn::layer_backward", _fake_backward)

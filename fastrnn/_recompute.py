@@ -1,7 +1,9 @@
 """Training that keeps no activations of a layer but its outputs, and computes the rest again for the backward pass.
 
 Time is cut into about sqrt(T) chunks (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"): between the
-passes only the states at their ends are kept, and in the backward pass the activations of one chunk at a time.
+passes only the states at their ends are kept, and in the backward pass the activations of one chunk at a time. Chunks
+of bfloat16 and float16 layers compute in float32, and so are the states between them and the sums of their gradients:
+results are rounded once.
 """
 
 import math
@@ -10,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastrnn import _ops
-from fastrnn._ops import STATES, Options, State
+from fastrnn import _ops, _spec
+from fastrnn._ops import Call
 
 _SHORTEST = 16  # steps of a chunk: each packs the weights again
 
@@ -22,6 +24,7 @@ class Chunk:
     def __init__(
         self, first: int, last: int, batch_sizes: Tensor | None, first_row: int, time_dim: int
     ) -> None:
+        self._steps = slice(first, last)
         self.batch_sizes = None if batch_sizes is None else batch_sizes[first:last]
         if self.batch_sizes is None:
             self._dim, self._first, self._length = time_dim, first, last - first
@@ -33,16 +36,23 @@ class Chunk:
     def of(self, sequence: Tensor) -> Tensor:
         return sequence.narrow(self._dim, self._first, self._length)
 
+    def of_operand(self, operand: Tensor) -> Tensor:
+        """Of an operand [H], [B, H] or [T, B, H] the steps and rows of the chunk."""
+        if operand.dim() == 3:
+            operand = operand[self._steps]
+        return operand if operand.dim() == 1 or self.batch is None else operand[..., : self.batch, :]
+
     def rows(self, state: Tensor) -> Tensor:
         """Of a state [D, B, R] the rows that the chunk begins with."""
         return state if self.batch is None else state[:, : self.batch]
 
 
-def chunks_of(x: Tensor, batch_sizes: Tensor | None, options: Options) -> list[Chunk]:
+def chunks_of(call: Call) -> list[Chunk]:
     """In the order of time; a bidirectional layer reads its input from both ends, so that is one chunk."""
-    _, batch_first, bidirectional, *_ = options
-    time_dim = 1 if batch_first and batch_sizes is None else 0
+    spec, x, _, _, batch_sizes, _ = call
+    time_dim = 1 if spec & _spec.BATCH_FIRST and batch_sizes is None else 0
     time = x.shape[time_dim] if batch_sizes is None else len(batch_sizes)
+    bidirectional = spec & _spec.BIDIRECTIONAL
     count = 1 if bidirectional else max(1, min(math.isqrt(time), time // _SHORTEST))
     chunks, row = [], 0
     for index in range(count):
@@ -53,84 +63,89 @@ def chunks_of(x: Tensor, batch_sizes: Tensor | None, options: Options) -> list[C
     return chunks
 
 
-def forward_in_chunks(
-    cell: str,
-    x: Tensor,
-    states: Sequence[State],
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    options: Options,
-) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+def forward_in_chunks(call: Call) -> tuple[tuple[Tensor, ...], list[Tensor]]:
     """(y, *final_states), and the states that the chunks but the first begin with."""
-    chunks = chunks_of(x, batch_sizes, options)
+    chunks = chunks_of(call)
     if len(chunks) == 1:
-        return _ops.forward(cell, x, states, weights, batch_sizes, options, False)[:-1], []
-    y = x.new_empty((*x.shape[:-1], weights[1].shape[1]))
+        return tuple(_ops.forward(call, False)[:-1]), []
+    x, wide = call.x, _widened(call)
+    y = x.new_empty((*x.shape[:-1], call.weights[1].shape[1]))
     finals: list[Tensor] = []
     kept: list[Tensor] = []
+    states = wide.states
     for index, chunk in enumerate(chunks):
-        y_chunk, *last, _ = _ops.forward(
-            cell, chunk.of(x), states, weights, chunk.batch_sizes, options, False
-        )
+        y_chunk, *last, _ = _ops.forward(_part(wide, x, chunk, states), False)
         chunk.of(y).copy_(y_chunk)
         if index == 0:
             finals = [state.clone() for state in last]
         for final, state in zip(finals, last, strict=True):
             chunk.rows(final).copy_(state)
         if index + 1 < len(chunks):
-            starts = [chunks[index + 1].rows(state).contiguous() for state in last]
-            kept += starts
-            states = starts
-    return (y, *finals), kept
+            states = [chunks[index + 1].rows(state).contiguous() for state in last]
+            kept += states
+    return (y, *(final.to(x.dtype) for final in finals)), kept
 
 
 def backward_in_chunks(
-    cell: str,
-    d_outputs: Sequence[Tensor | None],
-    x: Tensor,
-    states: Sequence[State],
-    kept: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    options: Options,
-    needs: tuple[bool, bool, bool],
+    call: Call, kept: Sequence[Tensor], d_outputs: Sequence[Tensor | None], needs: int
 ) -> tuple[Tensor, ...]:
-    """(d_x, *d_states, *d_weights), with shape [0] where they are not needed."""
-    count = STATES[cell]
-    needs_x, needs_state, needs_weights = needs
-    chunks = chunks_of(x, batch_sizes, options)
+    """(d_x, *d_states, *d_weights, *d_operands), with shape [0] where they are not needed."""
+    chunks = chunks_of(call)
+    if len(chunks) == 1:
+        y, *_, reserve = _ops.forward(call, True)
+        return tuple(_ops.backward(call, y, reserve, d_outputs, needs))
+    x, wide, count = call.x, _widened(call), len(d_outputs) - 1
     d_y, *d_finals = d_outputs
-    d_x = x.new_empty(x.shape if needs_x and len(chunks) > 1 else (0,))
+    d_x = x.new_empty(x.shape if needs & _spec.NEEDS_X else (0,))
     d_states: Sequence[Tensor | None] = [None] * count
-    d_weights: Sequence[Tensor] = []
+    totals: list[Tensor] = []
     for index in range(len(chunks) - 1, -1, -1):
         chunk = chunks[index]
-        start = states if index == 0 else kept[(index - 1) * count : index * count]
+        states = wide.states if index == 0 else kept[(index - 1) * count : index * count]
+        part = _part(wide, x, chunk, states)
         d_ends = [_joined(chunk, after, final) for after, final in zip(d_states, d_finals, strict=True)]
-        y, *_, reserve = _ops.forward(cell, chunk.of(x), start, weights, chunk.batch_sizes, options, True)
-        d_x_chunk, *rest = _ops.backward(
-            cell,
-            (None if d_y is None else chunk.of(d_y), *d_ends),
-            chunk.of(x),
-            start,
-            weights,
-            chunk.batch_sizes,
+        d_chunk = (None if d_y is None else chunk.of(d_y), *d_ends)
+        y, *_, reserve = _ops.forward(part, True)
+        d_x_part, *rest = _ops.backward(
+            part,
             y,
             reserve,
-            options,
-            (needs_x, needs_state or index > 0, needs_weights),
+            [None if d is None else d.to(part.x.dtype) for d in d_chunk],
+            needs | (_spec.NEEDS_STATES if index > 0 else 0),
         )
-        if len(chunks) == 1:
-            return d_x_chunk, *rest
-        if needs_x:
-            chunk.of(d_x).copy_(d_x_chunk)
-        d_states = rest[:count]
-        if not d_weights:
-            d_weights = rest[count:]
+        if needs & _spec.NEEDS_X:
+            chunk.of(d_x).copy_(d_x_part)
+        d_states, d_rest = rest[: len(states)], rest[len(states) :]
+        if not totals:
+            totals = d_rest
         else:
-            for total, part in zip(d_weights, rest[count:], strict=True):
-                total.add_(part)
-    return d_x, *(d for d in d_states if d is not None), *d_weights
+            for total, d in zip(totals, d_rest, strict=True):
+                total.add_(d)
+    return d_x, *(d.to(x.dtype) for d in (*d_states, *totals) if d is not None)
+
+
+_WIDE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
+
+
+def _widened(call: Call) -> Call:
+    """The call with all its tensors but x in the type that the chunks compute in."""
+    if call.x.dtype not in _WIDE:
+        return call
+    lists = ([t.to(torch.float32) for t in some] for some in (call.states, call.weights, call.operands))
+    states, weights, operands = lists
+    return call._replace(states=states, weights=weights, operands=operands)
+
+
+def _part(wide: Call, x: Tensor, chunk: Chunk, states: Sequence[Tensor]) -> Call:
+    """The call of a chunk."""
+    part = chunk.of(x)
+    operands = [chunk.of_operand(operand) for operand in wide.operands]
+    return wide._replace(
+        x=part.to(_WIDE.get(x.dtype, x.dtype)),
+        states=states,
+        batch_sizes=chunk.batch_sizes,
+        operands=operands,
+    )
 
 
 def _joined(chunk: Chunk, after: Tensor | None, final: Tensor | None) -> Tensor | None:

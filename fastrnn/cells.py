@@ -1,15 +1,17 @@
 """LSTMCell, GRUCell and RNNCell with the contract of :mod:`torch.nn`; see :mod:`fastrnn.modules`."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastrnn import _ops
-from fastrnn._autograd import layer, reference_layer
-from fastrnn._base import NO_STATES, Base, check_activation, is_alike, is_state, is_uniform, pair_states
+from fastrnn import _ops, _spec
+from fastrnn._autograd import Refused, layer, reference_layer
+from fastrnn._base import Base, is_alike, is_state, is_uniform, pair_states
 from fastrnn._compat import is_any_autocast_enabled
+from fastrnn._ops import Call
+from fastrnn._spec import QUIET, SINGLE_STEP, Choice
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
@@ -36,7 +38,7 @@ class _Cell(Base, nn.RNNCellBase):
         states, weights = self._states(hx), self._weights()
         if states is None or not self._takes(input, states, weights):
             return self._forward_by_torch(input, hx)
-        run: Callable[..., tuple[Tensor, ...]]
+        run: Callable[..., Sequence[Tensor]]
         if _ops.has_kernels(input) and not _ops.autocasts(input):
             run = layer
         elif self._changed_options():
@@ -46,8 +48,7 @@ class _Cell(Base, nn.RNNCellBase):
         unbatched = input.dim() == 1
         if unbatched:
             input, states = input[None], [s[None] for s in states]
-        options = (len(weights) > 2, False, False, *self._option_values())
-        _, *final = run(self._cell, input, states or NO_STATES[self._cell], weights, None, options)
+        _, *final = run(Call(self._layer_spec(weights), input, states, weights))
         if unbatched:
             final = [s[0] for s in final]
         return tuple(final) if len(final) > 1 else final[0]
@@ -57,12 +58,18 @@ class _Cell(Base, nn.RNNCellBase):
         states, weights = self._states(hx), self._weights()
         if states is None or weights[0].dtype != x.dtype:
             return None
-        options = (len(weights) > 2, False, False, *self._option_values())
         try:
-            _, *final = layer(self._cell, x, states or NO_STATES[self._cell], weights, None, options)
-        except (RuntimeError, TypeError, AttributeError):
+            _, *final = layer(Call(self._layer_spec(weights) | QUIET, x, states, weights))
+        except Refused:
             return None
+        except RuntimeError:
+            if is_uniform(weights):
+                raise
+            return None  # a weight is no tensor, so there was no call
         return tuple(final) if len(final) > 1 else final[0]
+
+    def _layer_spec(self, weights: list[Tensor]) -> int:
+        return self._cell.spec(self._choice(), len(weights) > 2) | SINGLE_STEP
 
     def _weights(self) -> list[Tensor]:
         """[w_ih, w_hh] and the biases that there are, read anew for every call."""
@@ -100,20 +107,19 @@ class LSTMCell(_Cell, nn.LSTMCell):
 
     activation: str
 
-    _options: ClassVar[dict[str, Any]] = {"activation": "tanh"}
-    _cell = "lstm"
+    _cell = _spec.LSTM
     _torch_forward = nn.LSTMCell.forward
     _states = pair_states
 
     def __init__(self, *args: Any, activation: str = "tanh", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.activation = check_activation(activation)
+        self.activation = self._cell.check("activation", activation)
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         found: tuple[Tensor, Tensor] = self._forward(input, hx)
         return found
 
-    def _option_values(self) -> tuple[bool | str, ...]:
+    def _choice(self) -> Choice:
         return (self.activation,)
 
 
@@ -134,20 +140,19 @@ class GRUCell(_Cell, nn.GRUCell):
     reset_after: bool
     activation: str
 
-    _options: ClassVar[dict[str, Any]] = {"reset_after": True, "activation": "tanh"}
-    _cell = "gru"
+    _cell = _spec.GRU
     _torch_forward = nn.GRUCell.forward
 
     def __init__(self, *args: Any, reset_after: bool = True, activation: str = "tanh", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.reset_after = reset_after
-        self.activation = check_activation(activation)
+        self.reset_after = self._cell.check("reset_after", reset_after)
+        self.activation = self._cell.check("activation", activation)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         found: Tensor = self._forward(input, hx)
         return found
 
-    def _option_values(self) -> tuple[bool | str, ...]:
+    def _choice(self) -> Choice:
         return (self.reset_after, self.activation)
 
 
@@ -163,16 +168,17 @@ class RNNCell(_Cell, nn.RNNCell):
         - output: h like hx
     """
 
-    _cell = "rnn"
+    _cell = _spec.RNN
     _torch_forward = nn.RNNCell.forward
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         found: Tensor = self._forward(input, hx)
         return found
 
-    def _takes(self, x: Any, states: Sequence[Tensor], weights: list[Tensor]) -> bool:
-        # torch.nn looks at the nonlinearity in forward only
-        return self.nonlinearity in ("tanh", "relu") and super()._takes(x, states, weights)
+    def _forward(self, input: Any, hx: Any) -> Any:
+        if (self.nonlinearity,) not in self._cell.kinds:  # torch.nn does not look at it before
+            return self._torch_forward(input, hx)
+        return super()._forward(input, hx)
 
-    def _option_values(self) -> tuple[bool | str, ...]:
+    def _choice(self) -> Choice:
         return (self.nonlinearity,)

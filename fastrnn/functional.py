@@ -15,6 +15,8 @@ from torch import Tensor
 
 from fastrnn import _cuda, _ops
 from fastrnn._autograd import layer, reference_layer
+from fastrnn._ops import Call
+from fastrnn._spec import BATCH_FIRST, BIDIRECTIONAL, GRU, HAS_BIASES, LSTM, RNN, cell_of, family_of
 
 __all__ = ["gru", "lstm", "rnn"]
 
@@ -56,17 +58,8 @@ def lstm(
     Returns:
         y with x's layout and D*R features, and h_n and c_n like hx
     """
-    stack = Stack(
-        "lstm",
-        has_biases,
-        num_layers,
-        dropout,
-        training,
-        bidirectional,
-        batch_first,
-        (activation,),
-        recompute,
-    )
+    spec = LSTM.spec((activation,), has_biases, batch_first, bidirectional)
+    stack = Stack(spec, num_layers, dropout, training, recompute)
     y, h_n, c_n = run_stack(stack, x, hx, weights, batch_sizes)
     return y, h_n, c_n
 
@@ -100,10 +93,8 @@ def gru(
     Returns:
         y with x's layout and D*H features, h_n like hx
     """
-    own = (reset_after, activation)
-    stack = Stack(
-        "gru", has_biases, num_layers, dropout, training, bidirectional, batch_first, own, recompute
-    )
+    spec = GRU.spec((reset_after, activation), has_biases, batch_first, bidirectional)
+    stack = Stack(spec, num_layers, dropout, training, recompute)
     y, h_n = run_stack(stack, x, None if hx is None else (hx,), weights, batch_sizes)
     return y, h_n
 
@@ -134,38 +125,24 @@ def rnn(
     Returns:
         y with x's layout and D*H features, h_n like hx
     """
-    stack = Stack(
-        "rnn",
-        has_biases,
-        num_layers,
-        dropout,
-        training,
-        bidirectional,
-        batch_first,
-        (nonlinearity,),
-        recompute,
-    )
+    spec = RNN.spec((nonlinearity,), has_biases, batch_first, bidirectional)
+    stack = Stack(spec, num_layers, dropout, training, recompute)
     y, h_n = run_stack(stack, x, None if hx is None else (hx,), weights, batch_sizes)
     return y, h_n
 
 
-def torch_has(cell: str, own: tuple[bool | str, ...]) -> bool:
-    """Whether torch.nn has the cell with these options."""
-    return cell == "rnn" or own in (("tanh",), (True, "tanh"))
-
-
 class Stack(NamedTuple):
-    """All that describes a stack but its tensors; own are the options of the cell."""
+    """All that describes a stack but its tensors."""
 
-    cell: str
-    has_biases: bool
+    spec: int  # of its layers, see fastrnn/_spec.py
     num_layers: int
     dropout: float
     training: bool
-    bidirectional: bool
-    batch_first: bool
-    own: tuple[bool | str, ...]
     recompute: bool = False
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.spec & BIDIRECTIONAL else 1
 
 
 _States = Sequence[Tensor] | None
@@ -176,20 +153,18 @@ def run_stack(
 ) -> tuple[Tensor, ...]:
     """(y, *final_states) from what serves x's device and dtype: the ops, else torch, else the reference."""
     if x.dim() == 2 and batch_sizes is None:
-        dim = 0 if stack.batch_first else 1
+        dim = 0 if stack.spec & BATCH_FIRST else 1
         batch = None if states is None else [s.unsqueeze(1) for s in states]
         y, *final = run_stack(stack, x.unsqueeze(dim), batch, weights, None)
         return y.squeeze(dim), *(s.squeeze(1) for s in final)
+    family, choice = family_of(stack.spec)
+    has_torch = family.is_torchs(choice)
     if not _ops.has_kernels(x):
-        if torch_has(stack.cell, stack.own):
+        if has_torch:
             return _run_torch(stack, x, states, weights, batch_sizes)
         return run_layers(reference_layer, stack._replace(recompute=False), x, states, weights, batch_sizes)
     casts = _ops.autocasts(x) and x.dtype != torch.float64
-    if (
-        x.is_cuda
-        and torch_has(stack.cell, stack.own)
-        and (casts or _cuda.torch_is_quicker(stack, x, states, weights, batch_sizes))
-    ):
+    if x.is_cuda and has_torch and (casts or _cuda.torch_is_quicker(stack, x, states, weights, batch_sizes)):
         return _run_torch(stack, x, states, weights, batch_sizes)
     if casts:
         return _run_autocast(stack, x, states, weights, batch_sizes)
@@ -197,45 +172,38 @@ def run_stack(
 
 
 def run_layers(
-    run_layer: Callable[..., tuple[Tensor, ...]],
+    run_layer: Callable[..., Sequence[Tensor]],
     stack: Stack,
     x: Tensor,
     states: _States,
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    cell, has_biases, num_layers, dropout, training, bidirectional, batch_first, own, recompute = stack
+    spec, num_layers, dropout, training, recompute = stack
     if recompute:
         run_layer = partial(run_layer, recompute=True)
-    initial: Sequence[Tensor | None]
+    initial: Sequence[Tensor] = ()
     if states is not None:
         initial = states
-    elif batch_sizes is None:
-        initial = (None,) * _ops.STATES[cell]
-    else:
+    elif batch_sizes is not None:
         initial = _zeros(stack, x, weights, batch_sizes)
     if num_layers == 1:
-        return run_layer(
-            cell, x, initial, weights, batch_sizes, (has_biases, batch_first, bidirectional, *own)
-        )
+        return tuple(run_layer(Call(spec, x, initial, weights, batch_sizes)))
 
     # between layers time comes first: rows of a step lie together, and dropout draws in torch's order
-    batch_first = batch_first and batch_sizes is None
+    batch_first = spec & BATCH_FIRST if batch_sizes is None else 0
     if batch_first:
         x = x.transpose(0, 1)
-    directions, count = (2 if bidirectional else 1), len(weights) // num_layers
-    options = (has_biases, False, bidirectional, *own)
+    spec ^= batch_first
+    directions, count = stack.directions, len(weights) // num_layers
     finals = []
     for index in range(num_layers):
         if index > 0 and training and dropout > 0:
             x = torch.dropout(x, dropout, True)
         if index == num_layers - 1 and batch_first:
-            x, options = x.transpose(0, 1), (has_biases, True, bidirectional, *own)
-        rows = slice(index * directions, (index + 1) * directions)
-        start = [None if s is None else s[rows] for s in initial]
-        x, *final = run_layer(
-            cell, x, start, weights[index * count : (index + 1) * count], batch_sizes, options
-        )
+            x, spec = x.transpose(0, 1), spec | batch_first
+        start = [s[index * directions : (index + 1) * directions] for s in initial]
+        x, *final = run_layer(Call(spec, x, start, weights[index * count : (index + 1) * count], batch_sizes))
         finals.append(final)
     return x, *(torch.cat(parts) for parts in zip(*finals, strict=True))
 
@@ -243,11 +211,15 @@ def run_layers(
 def _run_torch(
     stack: Stack, x: Tensor, states: _States, weights: Sequence[Tensor], batch_sizes: Tensor | None
 ) -> tuple[Tensor, ...]:
-    function = getattr(torch, stack.cell if stack.cell != "rnn" else f"rnn_{stack.own[0]}")
+    spec, num_layers, dropout, training, _ = stack
+    family, choice = family_of(spec)
+    function = getattr(torch, f"rnn_{choice[0]}" if family is RNN else family.name)
     if states is None:
         states = _zeros(stack, x, weights, batch_sizes)
-    hx = tuple(states) if stack.cell == "lstm" else states[0]
-    _, has_biases, num_layers, dropout, training, bidirectional, batch_first, *_ = stack
+    hx = tuple(states) if family is LSTM else states[0]
+    has_biases, batch_first, bidirectional = (
+        bool(spec & bit) for bit in (HAS_BIASES, BATCH_FIRST, BIDIRECTIONAL)
+    )
     common = (list(weights), has_biases, num_layers, dropout, training, bidirectional)
     arguments = (x, hx, *common, batch_first) if batch_sizes is None else (x, batch_sizes, hx, *common)
     outputs: tuple[Tensor, ...] = function(*arguments)
@@ -262,11 +234,12 @@ def _run_autocast(
     low = torch.get_autocast_dtype(x.device.type)
     dtype = low if x.is_cuda else torch.promote_types(x.dtype, weights[0].dtype)
     state = x.dtype if states is None else states[-1].dtype
-    per_direction = len(weights) // stack.num_layers // (2 if stack.bidirectional else 1)
+    per_direction = len(weights) // stack.num_layers // stack.directions
+    family, _ = family_of(stack.spec)
     projected = per_direction % 2 == 1
     if x.is_cuda:
         sequence = last = low
-    elif stack.cell == "gru" or (stack.cell == "lstm" and batch_sizes is not None and not projected):
+    elif family is GRU or (family is LSTM and batch_sizes is not None and not projected):
         sequence = last = state
     else:
         sequence, last = low, state if projected else low
@@ -285,9 +258,10 @@ def _zeros(
     stack: Stack, x: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None
 ) -> tuple[Tensor, ...]:
     if batch_sizes is None:
-        batch = x.shape[0 if stack.batch_first else 1]
+        batch = x.shape[0 if stack.spec & BATCH_FIRST else 1]
     else:
         batch = int(batch_sizes[0])
-    rows = stack.num_layers * (2 if stack.bidirectional else 1)
-    sizes = weights[1].shape[1], weights[1].shape[0] // _ops.GATES[stack.cell]
-    return tuple(x.new_zeros(rows, batch, size) for size in sizes[: _ops.STATES[stack.cell]])
+    cell = cell_of(stack.spec)
+    sizes = weights[1].shape[1], weights[1].shape[0] // cell.gates
+    rows = stack.num_layers * stack.directions
+    return tuple(x.new_zeros(rows, batch, size) for size in sizes[: cell.states])

@@ -10,7 +10,7 @@ import platform
 import torch
 
 import fastrnn
-from fastrnn import _ops
+from fastrnn import _library, _ops
 
 
 def _cuda() -> str:
@@ -48,7 +48,7 @@ def describe() -> dict[str, str]:
         "fastrnn": fastrnn.__version__,
         "torch": str(torch.__version__),
         "python": f"{platform.python_version()} ({platform.system()} {platform.machine()})",
-        "ops": str(_ops.library_path),
+        "ops": str(_library.library_path),
         "active ISA": _active_isa(),
         "compiled ISAs": ", ".join(compiled),
         "on this CPU": ", ".join(supported),

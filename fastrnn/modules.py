@@ -5,15 +5,18 @@ comes out is torch.nn's error, or torch.nn's result where it takes more than the
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn._autograd import layer
-from fastrnn._base import NO_STATES, Base, check_activation, is_alike, is_state, is_uniform, pair_states
+from fastrnn import _spec
+from fastrnn._autograd import Refused, layer
+from fastrnn._base import Base, is_alike, is_state, is_uniform, pair_states
 from fastrnn._compat import is_any_autocast_enabled, weight_names
+from fastrnn._ops import Call
+from fastrnn._spec import QUIET, Choice
 from fastrnn.functional import Stack, run_stack
 
 __all__ = ["GRU", "LSTM", "RNN"]
@@ -81,16 +84,20 @@ class Layers(Base, nn.RNNBase):
     def _forward_one_layer(self, x: Tensor, hx: Any) -> tuple[Any, Any] | None:
         """What the op, whose own checks take no time, makes of the arguments; None where it refuses them."""
         states, weights = self._states(hx), self._weights()
-        if states is None or weights[0].dtype != x.dtype:
+        if states is None or self.recompute or weights[0].dtype != x.dtype:
             return None
-        options = (self.bias, self.batch_first, self.bidirectional, *self._option_values())
         try:
-            y, *final = layer(
-                self._cell, x, states or NO_STATES[self._cell], weights, None, options, self.recompute
-            )
-        except (RuntimeError, TypeError, AttributeError):
+            y, *final = layer(Call(self._layer_spec() | QUIET, x, states, weights))
+        except Refused:
             return None
+        except RuntimeError:
+            if is_uniform(weights):
+                raise
+            return None  # a weight is no tensor, so there was no call
         return y, final[0] if len(final) == 1 else tuple(final)
+
+    def _layer_spec(self) -> int:
+        return self._cell.spec(self._choice(), self.bias, self.batch_first, self.bidirectional)
 
     def _weights(self) -> list[Tensor]:
         """torch's flat list, read anew: weights may be replaced, parametrized or lent by functional_call."""
@@ -136,17 +143,7 @@ class Layers(Base, nn.RNNBase):
         return run_stack(self._stack(), x, states or None, weights, batch_sizes)
 
     def _stack(self) -> Stack:
-        return Stack(
-            self._cell,
-            self.bias,
-            self.num_layers,
-            self.dropout,
-            self.training,
-            self.bidirectional,
-            self.batch_first,
-            self._option_values(),
-            self.recompute,
-        )
+        return Stack(self._layer_spec(), self.num_layers, self.dropout, self.training, self.recompute)
 
 
 class LSTM(Layers):
@@ -168,8 +165,7 @@ class LSTM(Layers):
 
     activation: str
 
-    _options: ClassVar[dict[str, Any]] = {"activation": "tanh"}
-    _cell = "lstm"
+    _cell = _spec.LSTM
     _torch_forward = nn.LSTM.forward
     _states = pair_states
     check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
@@ -197,7 +193,7 @@ class LSTM(Layers):
     def __init__(self, *args: Any, activation: str = "tanh", **kwargs: Any) -> None: ...
     def __init__(self, *args: Any, activation: str = "tanh", **kwargs: Any) -> None:
         super().__init__("LSTM", *args, **kwargs)
-        self.activation = check_activation(activation)
+        self.activation = self._cell.check("activation", activation)
 
     @overload
     def forward(
@@ -210,7 +206,7 @@ class LSTM(Layers):
     def forward(self, input: Any, hx: Any = None) -> Any:
         return self._forward(input, hx)
 
-    def _option_values(self) -> tuple[bool | str, ...]:
+    def _choice(self) -> Choice:
         return (self.activation,)
 
 
@@ -234,8 +230,7 @@ class GRU(Layers):
     reset_after: bool
     activation: str
 
-    _options: ClassVar[dict[str, Any]] = {"reset_after": True, "activation": "tanh"}
-    _cell = "gru"
+    _cell = _spec.GRU
     _torch_forward = nn.GRU.forward
 
     @overload
@@ -262,8 +257,8 @@ class GRU(Layers):
     def __init__(self, *args: Any, reset_after: bool = True, activation: str = "tanh", **kwargs: Any) -> None:
         _check_no_projection(kwargs)
         super().__init__("GRU", *args, **kwargs)
-        self.reset_after = reset_after
-        self.activation = check_activation(activation)
+        self.reset_after = self._cell.check("reset_after", reset_after)
+        self.activation = self._cell.check("activation", activation)
 
     @overload
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
@@ -272,7 +267,7 @@ class GRU(Layers):
     def forward(self, input: Any, hx: Any = None) -> Any:
         return self._forward(input, hx)
 
-    def _option_values(self) -> tuple[bool | str, ...]:
+    def _choice(self) -> Choice:
         return (self.reset_after, self.activation)
 
 
@@ -290,7 +285,7 @@ class RNN(Layers):
         - output: like input with D*H features, and h_n like hx; D = 2 if bidirectional else 1
     """
 
-    _cell = "rnn"
+    _cell = _spec.RNN
     _torch_forward = nn.RNN.forward
 
     @overload
@@ -318,8 +313,7 @@ class RNN(Layers):
             args = args[:3] + args[4:]
         else:
             self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
-        if self.nonlinearity not in ("tanh", "relu"):
-            raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
+        self._cell.check("nonlinearity", self.nonlinearity)
         super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
 
     @overload
@@ -329,5 +323,5 @@ class RNN(Layers):
     def forward(self, input: Any, hx: Any = None) -> Any:
         return self._forward(input, hx)
 
-    def _option_values(self) -> tuple[bool | str, ...]:
+    def _choice(self) -> Choice:
         return ("tanh" if self.mode == "RNN_TANH" else "relu",)

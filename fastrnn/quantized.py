@@ -11,7 +11,6 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import _ops
 from fastrnn._compat import hook_names, set_weight_names, weight_names, weight_names_by_direction
-from fastrnn._ops import GATES, STATES
 from fastrnn.modules import GRU, LSTM, RNN, Layers
 
 __all__ = ["QuantizedGRU", "QuantizedLSTM", "QuantizedRNN", "quantize"]
@@ -133,7 +132,7 @@ class _Quantized(Layers):
                 if weight.dim() == 2 and weights == "bfloat16":
                     weight = weight.to(torch.bfloat16)
                 elif weight.dim() == 2 and "_hr_" not in name:
-                    weight, scale = pack_int8(weight, GATES[self._cell])
+                    weight, scale = pack_int8(weight, self._cell.gates)
                     scales.append((f"{name}_scale", scale))
                 self.register_buffer(name, weight.clone())
             for name, scale in scales:
@@ -183,7 +182,7 @@ class _Quantized(Layers):
         weights = [buffers[name] for name in weight_names(self)]
         # functional_call may lend the matrices of a state_dict
         return [
-            pack_rows(weight, GATES[self._cell])
+            pack_rows(weight, self._cell.gates)
             if weight.dtype == torch.int8 and weight.dim() == 2
             else weight
             for weight in weights
@@ -198,7 +197,7 @@ class _Quantized(Layers):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any, **keywords: Any
     ) -> None:
-        gates = GATES[self._cell]
+        gates = self._cell.gates
         for name in self._packed_names():
             given = state_dict.get(prefix + name)
             shape = (gates * self.hidden_size, self._length(name))
@@ -232,7 +231,7 @@ class _Quantized(Layers):
     ) -> tuple[Tensor, ...]:
         if not states and batch_sizes is not None:
             rows = self.num_layers * (2 if self.bidirectional else 1)
-            sizes = (self.proj_size or self.hidden_size, self.hidden_size)[: STATES[self._cell]]
+            sizes = (self.proj_size or self.hidden_size, self.hidden_size)[: self._cell.states]
             states = [x.new_zeros(rows, int(batch_sizes[0]), size) for size in sizes]
         if not _ops.autocasts(x):
             return super()._run(x, states, weights, batch_sizes)

@@ -11,17 +11,13 @@ from torch.autograd.graph import increment_version
 from torch.utils.dlpack import from_dlpack
 
 from fastrnn._compat import FakeTensor, weight_names
-from fastrnn._ops import GATES, STATES, forward_by_address
+from fastrnn._library import forward_by_address
+from fastrnn._spec import FACTS, CellSpec, Choice, enumerators_of, family_of_module
 from fastrnn.quantized import MATRIX_DTYPES, packed_shape
 
 __all__ = ["Stream"]
 
-# the enumerators of csrc/include/fastrnn/kernels.h
-_CELLS = {"LSTM": 0, "GRU": 1, "RNN_TANH": 3, "RNN_RELU": 3}
-_GRU_RESET_BEFORE = 2
-_ACTIVATIONS = ("tanh", "softsign", "relu", "hardtanh")
 _DTYPES = {torch.float32: False, torch.float64: True}
-_FORMATS = {None: 0, "bfloat16": 1, "int8": 2}
 _STEP_CALL = struct.Struct("8q10P")  # of csrc/torch/step.h
 
 _address, _storage = Tensor.data_ptr, Tensor.untyped_storage
@@ -32,9 +28,8 @@ _Weight = tuple[tuple[int, ...], torch.dtype]  # shape and dtype
 class _Form(NamedTuple):
     """All that a stream takes from its module but the weights."""
 
-    mode: str
-    reset_after: bool
-    activation: str
+    cell: CellSpec
+    choice: Choice
     weight_format: str | None
     bias: bool
     input_size: int
@@ -42,10 +37,6 @@ class _Form(NamedTuple):
     proj_size: int
     num_layers: int
     names: tuple[str, ...]
-
-    @property
-    def cell(self) -> str:
-        return self.mode.lower() if self.mode in ("LSTM", "GRU") else "rnn"
 
     @property
     def recurrent(self) -> int:
@@ -61,7 +52,7 @@ class _Form(NamedTuple):
 
     def expected(self, dtype: torch.dtype, index: int) -> list[_Weight]:
         """What the weights of a layer must be."""
-        stored, gates = self.weight_format, GATES[self.cell]
+        stored, gates = self.weight_format, self.cell.gates
         rows = (gates * self.hidden_size,)
         matrix = dtype if stored is None else MATRIX_DTYPES[stored]
         lengths = (self.input_of(index), self.recurrent)
@@ -80,9 +71,7 @@ class _Form(NamedTuple):
 
 def _form_of(module: nn.RNNBase) -> _Form:
     return _Form(
-        module.mode,
-        getattr(module, "reset_after", True),
-        getattr(module, "activation", getattr(module, "nonlinearity", "tanh")),
+        *family_of_module(module),
         getattr(module, "weight_format", None),
         module.bias,
         module.input_size,
@@ -133,7 +122,7 @@ class Stream:
         self.input_size = form.input_size
         self._states = [
             self._zeros(form.num_layers, batch_size, size)
-            for size in (form.recurrent, form.hidden_size)[: STATES[form.cell]]
+            for size in (form.recurrent, form.hidden_size)[: form.cell.states]
         ]
         self._between = [self._zeros(batch_size, form.recurrent) for _ in range(form.num_layers - 1)]
         self._input_shape, self._output_shape = (batch_size, form.input_size), (batch_size, form.recurrent)
@@ -219,9 +208,9 @@ class Stream:
     def _calls(self, weights: Sequence[Tensor], last: Tensor) -> list[tuple[bytes, int]]:
         """For each layer what its step needs but for x, and the address of its output."""
         form, calls = self._form, []
-        cell = _GRU_RESET_BEFORE if form.mode == "GRU" and not form.reset_after else _CELLS[form.mode]
-        activation = _ACTIVATIONS.index(form.activation)
-        kind = (cell, activation, _DTYPES[self._dtype], _FORMATS[form.weight_format])
+        weight_format = FACTS["weight_formats"].index(form.weight_format or "plain")
+        spec = form.cell.spec(form.choice, form.bias)
+        kind = (*enumerators_of(spec), _DTYPES[self._dtype], weight_format)
         count = len(weights) // form.num_layers
         for index, output in enumerate((*self._between, last)):
             sizes = (self.batch_size, form.input_of(index), form.hidden_size, form.proj_size)

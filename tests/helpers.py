@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
-from fastrnn import reference
+from fastrnn._spec import FAMILIES
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 DTYPE_NAMES = {F32: "f32", F64: "f64", BF16: "bf16", F16: "f16"}
 CELLS = ("lstm", "lstm_proj", "gru", "rnn_tanh", "rnn_relu")
 LAYOUTS = ("padded", "packed", "unsorted", "unbatched")
-ACTIVATIONS = ("tanh", "softsign", "relu", "hardtanh")
 
 Results = dict[str, Tensor]
 
@@ -53,6 +52,16 @@ class Case:
     @property
     def kind(self) -> str:
         return self.cell.split("_")[0]
+
+    @property
+    def choice(self) -> tuple[bool | str, ...]:
+        """The values of the cell's own options."""
+        own = {
+            "nonlinearity": self.cell.removeprefix("rnn_"),
+            "reset_after": self.reset_after,
+            "activation": self.activation,
+        }
+        return tuple(own[option.name] for option in FAMILIES[self.kind].options)
 
     @property
     def projection(self) -> int:
@@ -252,12 +261,11 @@ def reference_forward(case: Case, parameters: dict[str, Tensor]) -> Forward:
         return [parameters[f"{kind}_l{layer}{suffix}"] for suffix in suffixes for kind in kinds]
 
     def one_layer(x: Tensor, h0: Any, c0: Any, layer: int, sizes: Any, first: bool) -> Any:
-        shared = (layer_weights(layer), sizes, case.bias, first, case.bidirectional)
-        if case.kind == "lstm":
-            return reference.lstm_layer(x, h0, c0, *shared, case.activation)
-        if case.kind == "gru":
-            return reference.gru_layer(x, h0, *shared, case.reset_after, case.activation)
-        return reference.rnn_layer(x, h0, *shared, case.cell.removeprefix("rnn_"))
+        family = FAMILIES[case.kind]
+        flags = (case.bias, first, case.bidirectional)
+        return family.reference(
+            x, *(h0, c0)[: family.states], layer_weights(layer), sizes, *flags, *case.choice
+        )
 
     def forward(x: Any, state: Any) -> Any:
         packed, unbatched = isinstance(x, PackedSequence), case.layout == "unbatched"

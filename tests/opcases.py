@@ -1,4 +1,4 @@
-"""Arguments for the six layer ops, and one way to run forward and backward of any of them."""
+"""Arguments for the two layer ops, and one way to run both on any case."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastrnn import _spec
 from helpers import Case, cotangent, torch_module
 
 OPS = torch.ops.fastrnn
@@ -29,26 +30,29 @@ class OpCase:
         return self.case.kind
 
     @property
-    def flags(self) -> tuple[Any, ...]:
-        """has_biases, batch_first, bidirectional and the cell's own options."""
+    def spec(self) -> int:
         case = self.case
-        options: dict[str, tuple[Any, ...]] = {
-            "lstm": (case.activation,),
-            "gru": (case.reset_after, case.activation),
-            "rnn": (case.cell.removeprefix("rnn_"),),
-        }
-        return (case.bias, case.batch_first, case.bidirectional, *options[self.kind])
+        return _spec.FAMILIES[self.kind].spec(case.choice, case.bias, case.batch_first, case.bidirectional)
 
     @property
-    def states(self) -> tuple[Tensor | None, ...]:
-        return (self.h0, self.c0) if self.kind == "lstm" else (self.h0,)
+    def states(self) -> list[Tensor]:
+        """All of them, or none for zeros."""
+        return [s for s in ((self.h0, self.c0) if self.kind == "lstm" else (self.h0,)) if s is not None]
 
     def forward_arguments(self, training: bool) -> tuple[Any, ...]:
-        return (self.x, *self.states, self.weights, self.batch_sizes, *self.flags, training)
+        return (self.x, self.states, self.weights, self.batch_sizes, [], self.spec, training)
+
+    def reference(self, x: Tensor, states: list[Tensor], weights: list[Tensor]) -> tuple[Tensor, ...]:
+        """(y, h_n[, c_n]) of the specification for these tensors."""
+        case, family = self.case, _spec.FAMILIES[self.kind]
+        flags = (case.bias, case.batch_first, case.bidirectional)
+        return family.reference(
+            x, *(states or [None] * family.states), weights, self.batch_sizes, *flags, *case.choice
+        )
 
     def forward(self, training: bool = True) -> tuple[Tensor, ...]:
         """(y, h_n[, c_n], reserve)."""
-        return getattr(OPS, f"{self.kind}_forward")(*self.forward_arguments(training))
+        return tuple(OPS.layer_forward(*self.forward_arguments(training)))
 
     def backward_arguments(
         self,
@@ -56,12 +60,16 @@ class OpCase:
         gradients: tuple[Tensor | None, ...],
         needs: tuple[bool, bool, bool] = (True, True, True),
     ) -> tuple[Any, ...]:
-        tensors = (*gradients, self.x, *self.states, self.weights, self.batch_sizes, outputs[0], outputs[-1])
-        return (*tensors, *self.flags, *needs)
+        bits = (_spec.NEEDS_X, _spec.NEEDS_STATES, _spec.NEEDS_WEIGHTS)
+        wanted = sum(bit for bit, needed in zip(bits, needs, strict=True) if needed)
+        tensors = (list(gradients), self.x, self.states, self.weights, self.batch_sizes, [])
+        return (*tensors, outputs[0], outputs[-1], self.spec, wanted)
 
     def backward(self, *arguments: Any, **options: Any) -> tuple[Any, ...]:
-        """(d_x, d_h0[, d_c0], d_weights)."""
-        return getattr(OPS, f"{self.kind}_backward")(*self.backward_arguments(*arguments, **options))
+        """(d_x, *those of the states that are given, d_weights)."""
+        found = OPS.layer_backward(*self.backward_arguments(*arguments, **options))
+        inputs = 1 + len(self.states)
+        return (*found[:inputs], found[inputs:])
 
     def gradients(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(cotangent(n, o) for n, o in zip(self.case.outputs, outputs, strict=False))

@@ -15,7 +15,7 @@ pytest.importorskip("numpy")
 pytest.importorskip("rich")
 
 from bench import busy, compare, markdown, scaling, sweep, tune
-from bench.cases import CELLS, MODES, REGISTRY, Case, choose
+from bench.cases import CELLS, GATES, MODES, REGISTRY, Case, choose
 from bench.limits import Constants, limit_of, measure
 from bench.peers import PEERS
 from bench.problem import make_problem
@@ -24,6 +24,7 @@ from bench.run import main
 from bench.runner import Settings, Unsupported
 from bench.targets import verdicts
 from bench.timing import Effort, Timing
+from fastrnn import _spec
 
 ROOT = Path(__file__).parent.parent
 CONSTANTS = Constants(2, peak=1e11, bandwidth={1 << 16: 1e11, 1 << 24: 1e10}, handoff=1e-7, measured=False)
@@ -293,3 +294,7 @@ def test_tune(tmp_path):
     found = json.loads(saved.read_text())["found"]
     assert {f"{before} float32", f"{before} float64"} <= set(found)
     assert found[f"{before} float32"]["kFlopSeconds"] > 0
+
+
+def test_gates_are_the_librarys() -> None:
+    assert {name: family.gates for name, family in _spec.FAMILIES.items()} == GATES

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import fastrnn
-from fastrnn import _ops, reference
+from fastrnn import _ops
 from helpers import BF16, CELLS, F16, F32, F64, Case, fast_module, make_inputs, run_module, torch_module
 from opcases import OpCase, op_case
 
@@ -66,16 +66,9 @@ def widened(op: OpCase) -> OpCase:
 def exact(op: OpCase, fed: tuple[Tensor, ...] | None = None) -> list[Tensor]:
     """Outputs and gradients of the reference in float64, in the order of the ops; fed: the incoming gradients."""
     wide = widened(op)
-    states = [
-        torch.zeros(op.case.directions, op.case.batch, width, dtype=F64, device=op.x.device)
-        if s is None
-        else s
-        for s, width in zip(wide.states, (op.case.width, op.case.hidden), strict=False)
-    ]
-    leaves = [t.detach().clone().requires_grad_() for t in (wide.x, *states, *wide.weights)]
-    count = 1 + len(states)
-    layer = getattr(reference, f"{op.kind}_layer")
-    outputs = layer(*leaves[:count], leaves[count:], op.batch_sizes, *op.flags)
+    leaves = [t.detach().clone().requires_grad_() for t in (wide.x, *wide.states, *wide.weights)]
+    count = 1 + len(wide.states)
+    outputs = op.reference(leaves[0], leaves[1:count], leaves[count:])
     fed = gradients_of(op, tuple(o.detach() for o in outputs)) if fed is None else fed
     gradients = torch.autograd.grad(outputs, leaves, [g.double() for g in fed], materialize_grads=True)
     return [o.detach() for o in outputs] + list(gradients)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fastrnn._spec import ACTIVATIONS
 from helpers import (
-    ACTIVATIONS,
     CELLS,
     F64,
     Case,

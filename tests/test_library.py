@@ -6,21 +6,22 @@ from pathlib import Path
 
 import torch
 
-from fastrnn import _ops
+from fastrnn import _library
 
-LIBRARY = _ops.library_path
+LIBRARY = _library.library_path
 TORCH = Path(torch.__file__).parent / "lib"
 
 ALONE = """
-import sys, torch
+import json, sys, torch
 torch.ops.load_library(sys.argv[1])
+facts = json.loads(torch.ops.fastrnn.describe())
+cell = [cell["name"] for cell in facts["cells"]].index("gru")
+spec = cell << facts["spec"]["cell"][0] | 1 << facts["spec"]["has_biases"][0]
 torch.manual_seed(0)
 x, h0 = torch.randn(5, 3, 4), torch.randn(1, 3, 6)
 module = torch.nn.GRU(4, 6)
 with torch.no_grad():
-    y, h_n, _ = torch.ops.fastrnn.gru_forward(
-        x, h0, list(module.parameters()), None, True, False, False, True, "tanh", False
-    )
+    y, h_n, _ = torch.ops.fastrnn.layer_forward(x, [h0], list(module.parameters()), None, [], spec, False)
     torch.testing.assert_close((y, h_n), module(x, h0))
 assert not any(name.partition(".")[0] == "fastrnn" for name in sys.modules)
 """

@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastrnn import reference
+from fastrnn import _spec
 from helpers import BF16, CELLS, F16, F32, F64, Case
 from opcases import OPS, OpCase, op_case
 
-SAVED = {"lstm": 5, "gru": 4, "rnn": 0}
 CASES = [
     Case(cell, 3, 5, 4, 19, bidirectional=bi, layout=layout, bias=bias, batch_first=first, state=state)
     for cell, bi, (layout, first, state), bias in product(
@@ -28,7 +27,7 @@ CASES += [Case(cell, 2, 3, 4, 256) for cell in CELLS]  # rows that are kept furt
 
 
 def _reserve_shape(case: Case, rows: int) -> tuple[int, ...]:
-    saved = SAVED[case.kind] - (not case.reset_after)
+    saved = {"lstm": 5, "gru": 4 if case.reset_after else 3, "rnn": 0}[case.kind]
     return (case.directions, rows, saved, {19: 32, 256: 272}[case.hidden])
 
 
@@ -62,14 +61,9 @@ def test_dtypes(cell: str, dtype: torch.dtype) -> None:
 
 def _reference(op: OpCase) -> tuple[list[Tensor], list[Tensor]]:
     """Outputs and gradients in the order of the ops."""
-    states = [
-        torch.zeros(op.case.directions, op.case.batch, width, dtype=F64) if s is None else s
-        for s, width in zip(op.states, (op.case.width, op.case.hidden), strict=False)
-    ]
-    leaves = [t.detach().clone().requires_grad_() for t in (op.x, *states, *op.weights)]
-    count = 1 + len(states)
-    layer = getattr(reference, f"{op.kind}_layer")
-    outputs = layer(*leaves[:count], leaves[count:], op.batch_sizes, *op.flags)
+    leaves = [t.detach().clone().requires_grad_() for t in (op.x, *op.states, *op.weights)]
+    count = 1 + len(op.states)
+    outputs = op.reference(leaves[0], leaves[1:count], leaves[count:])
     gradients = torch.autograd.grad(outputs, leaves, op.gradients(outputs), materialize_grads=True)
     return [o.detach() for o in outputs], list(gradients)
 
@@ -145,18 +139,22 @@ BAD: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("bad", BAD)
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
-def test_bad_arguments_are_refused(cell: str, bad: str) -> None:
-    """A wrong call is a RuntimeError, never a read outside a tensor."""
-    op = op_case(Case(cell, 3, 5, 4, 6))
-    assert op.forward()[0].shape == (5, 3, 6)
+def _spoil(op: OpCase, bad: str) -> None:
     for name, value in BAD[bad].items():
         if name == "batch_sizes":
             op.x = torch.zeros(5, 4, dtype=F64)
         if isinstance(value, int):
             value = op.weights[:value] if value else [w[:-1] for w in op.weights]
         setattr(op, name, value)
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+def test_bad_arguments_are_refused(cell: str, bad: str) -> None:
+    """A wrong call is a RuntimeError, never a read outside a tensor."""
+    op = op_case(Case(cell, 3, 5, 4, 6))
+    assert op.forward()[0].shape == (5, 3, 6)
+    _spoil(op, bad)
     with pytest.raises(RuntimeError):
         op.forward()
 
@@ -169,13 +167,110 @@ def test_packed_arguments_that_are_right_pass() -> None:
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
-def test_unknown_activation_is_refused(cell: str) -> None:
+def test_states_come_all_or_not_at_all(cell: str) -> None:
     op = op_case(Case(cell))
-    name = f"{op.kind}_forward"
     arguments = list(op.forward_arguments(True))
-    arguments[-2] = "swish"
-    with pytest.raises(RuntimeError, match="swish"):
-        getattr(OPS, name)(*arguments)
+    arguments[1] = [*op.states, op.states[0]]
+    with pytest.raises(RuntimeError, match="initial states"):
+        OPS.layer_forward(*arguments)
+    arguments[1] = op.states[:1]
+    if cell == "lstm":
+        with pytest.raises(RuntimeError, match="initial states"):
+            OPS.layer_forward(*arguments)
+
+
+def test_operands_that_no_cell_takes_are_refused() -> None:
+    op = op_case(Case("gru"))
+    arguments = list(op.forward_arguments(True))
+    arguments[4] = [torch.zeros(6, dtype=F64)]
+    with pytest.raises(RuntimeError, match="expected 0 operands, got 1"):
+        OPS.layer_forward(*arguments)
+
+
+BITS = sum(count for _, count in _spec.FACTS["spec"].values())
+UNKNOWN = {
+    "cell": len(_spec.CELLS),
+    "activation": len(_spec.ACTIVATIONS) << _spec.FACTS["spec"]["activation"][0],
+    "bit": 1 << BITS,
+    "far bit": 1 << 62,
+    "negative": -1,
+}
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+@pytest.mark.parametrize("unknown", UNKNOWN)
+def test_unknown_specs_are_refused(unknown: str, quiet: bool) -> None:
+    """Also where other refusals are quiet: it is no question of the arguments."""
+    op = op_case(Case("gru"))
+    arguments = list(op.forward_arguments(True))
+    arguments[-2] = UNKNOWN[unknown] | (_spec.QUIET if quiet else 0)
+    with pytest.raises(RuntimeError, match="not made by fastrnn"):
+        OPS.layer_forward(*arguments)
+
+
+def test_unknown_needs_are_refused() -> None:
+    op = op_case(Case("gru"))
+    outputs = op.forward()
+    arguments = op.backward_arguments(outputs, op.gradients(outputs))
+    with pytest.raises(RuntimeError, match="unknown bits in needs"):
+        OPS.layer_backward(*arguments[:-1], 1 << len(_spec.FACTS["needs"]))
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+def test_quiet_refusals(cell: str, bad: str) -> None:
+    """An empty list; a call that fits is as it is without."""
+    op = op_case(Case(cell, 3, 5, 4, 6))
+    *arguments, spec, training = op.forward_arguments(True)
+    *outputs, _ = OPS.layer_forward(*arguments, spec | _spec.QUIET, training)
+    for quiet, loud in zip(outputs, op.forward()[:-1], strict=True):
+        assert torch.equal(quiet, loud)
+    _spoil(op, bad)
+    *arguments, spec, training = op.forward_arguments(True)
+    assert OPS.layer_forward(*arguments, spec | _spec.QUIET, training) == []
+
+
+def test_a_backward_pass_is_never_quiet() -> None:
+    op = op_case(Case("gru"))
+    outputs = op.forward()
+    *arguments, spec, needs = op.backward_arguments(outputs, op.gradients(outputs))
+    with pytest.raises(RuntimeError, match="never quiet"):
+        OPS.layer_backward(*arguments, spec | _spec.QUIET, needs)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_a_single_step(cell: str) -> None:
+    """x [B, I] and states without D, when the spec says so; two dimensions alone say nothing."""
+    op = op_case(Case(cell, time=1))
+    whole = op.forward()
+    step = [op.x[0], [s[0] for s in op.states], op.weights, None, [], op.spec | _spec.SINGLE_STEP, True]
+    for got, want in zip(OPS.layer_forward(*step)[:-1], whole[:-1], strict=True):
+        assert torch.equal(got, want[0])
+    step[-2] = op.spec
+    with pytest.raises(RuntimeError, match="x must have 3 dimensions, got 2"):
+        OPS.layer_forward(*step)
+
+
+def test_retired_ops_say_what_to_do() -> None:
+    """A program that an older version saved names them."""
+    op = op_case(Case("gru"))
+    with pytest.raises(RuntimeError, match="export or trace the model again"):
+        OPS.gru_forward(op.x, op.h0, op.weights, None, True, False, False, True, "tanh", False)
+
+
+def test_the_table_is_the_librarys() -> None:
+    """What Python knows of the cells comes from the kernels, and every choice of options names one of them."""
+    assert len({cell.name for cell in _spec.CELLS}) == len(_spec.CELLS)
+    for family in _spec.FAMILIES.values():
+        assert len(set(family.kinds.values())) == len(family.kinds)
+        for choice, kind in family.kinds.items():
+            spec = family.spec(choice, True, True, True)
+            assert spec & ~(_spec.HAS_BIASES | _spec.BATCH_FIRST | _spec.BIDIRECTIONAL) == kind
+            assert _spec.family_of(spec | _spec.SINGLE_STEP | _spec.QUIET) == (family, choice)
+        with pytest.raises(ValueError, match="Unknown"):
+            family.spec(("swish",) * len(family.options), True)
+    places = [set(range(first, first + count)) for first, count in _spec.FACTS["spec"].values()]
+    assert set.union(*places) == set(range(BITS)) and sum(map(len, places)) == BITS
 
 
 @pytest.mark.parametrize("which", ["d_y", "d_h_n", "y", "reserve"])

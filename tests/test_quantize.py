@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
 import fastrnn._ops
+from fastrnn import _spec
 from fastrnn.quantized import pack_int8, packed_shape, unpack_int8
 
 LAYERS = {
@@ -309,22 +310,12 @@ def test_a_bfloat16_layer_computes_in_float32(cell):
 @formats
 def test_op(weights):
     quantized = fastrnn.quantize(make("lstm-proj", 5, 19), weights)
-    arguments = (
-        torch.randn(4, 3, 5),
-        None,
-        None,
-        quantized._weights(),
-        None,
-        True,
-        False,
-        False,
-        "tanh",
-        False,
-    )
+    spec = _spec.LSTM.spec(("tanh",), True)
+    arguments = (torch.randn(4, 3, 5), [], quantized._weights(), None, [], spec, False)
     tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(torch.ops.fastrnn.lstm_forward.default, arguments, test_utils=tests)
+    torch.library.opcheck(torch.ops.fastrnn.layer_forward.default, arguments, test_utils=tests)
     with pytest.raises(RuntimeError, match="quantized weights have no gradients"):
-        torch.ops.fastrnn.lstm_forward(*arguments[:-1], True)
+        torch.ops.fastrnn.layer_forward(*arguments[:-1], True)
 
 
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "generic"])

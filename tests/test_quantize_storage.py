@@ -119,17 +119,10 @@ def test_the_op_refuses_matrices_of_fewer_bits_with_another_x(weights, dtype):
     rest = [w if w.dtype == FORMATS[weights] else w.to(dtype) for w in quantized._weights()]
     if weights == "bfloat16" and dtype == torch.bfloat16:
         rest[2:] = [w.float() for w in rest[2:]]  # else it is a layer of bfloat16
+    spec, x = fastrnn._spec.RNN.spec(("tanh",), True), torch.zeros(3, 2, 7, dtype=dtype)
     for training in (False, True):
         with pytest.raises(RuntimeError, match=r"^fastrnn: "):
-            fastrnn._ops.forward(
-                "rnn",
-                torch.zeros(3, 2, 7, dtype=dtype),
-                (None,),
-                rest,
-                None,
-                (True, False, False, "tanh"),
-                training,
-            )
+            fastrnn._ops.forward(fastrnn._ops.Call(spec, x, (), rest), training)
 
 
 @layers

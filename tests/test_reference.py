@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastrnn import reference
+from fastrnn._spec import ACTIVATIONS
 from helpers import (
-    ACTIVATIONS,
     CELLS,
     F32,
     F64,

@@ -5,8 +5,8 @@ from itertools import product
 import pytest
 import torch
 
+from fastrnn._spec import ACTIVATIONS
 from helpers import (
-    ACTIVATIONS,
     CELLS,
     F32,
     F64,

@@ -15,11 +15,17 @@ namespace fastrnn {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// An argument that an op does not take.
+class Refusal : public std::runtime_error {
+   public:
+    using std::runtime_error::runtime_error;
+};
+
 template <class... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
     std::ostringstream message;
     (message << ... << parts);
-    throw std::runtime_error(message.str());
+    throw Refusal(message.str());
 }
 
 template <class... Parts>

@@ -10,6 +10,7 @@
 #include "checks.h"
 #include "fastrnn/kernels.h"
 #include "kept_memory.h"
+#include "spec.h"
 
 namespace fastrnn {
 namespace {
@@ -22,20 +23,6 @@ constexpr bool kEmulated = true;  // the CUDA kernels' text runs on the CPU and 
 constexpr bool kEmulated = false;
 #endif
 
-inline Activation parse_activation(const std::string& name) {
-    if (name == "tanh") return Activation::tanh;
-    if (name == "softsign") return Activation::softsign;
-    if (name == "relu") return Activation::relu;
-    if (name == "hardtanh") return Activation::hardtanh;
-    fail("fastrnn: unknown activation '", name, "'; one of tanh, softsign, relu, hardtanh");
-}
-
-inline Activation parse_nonlinearity(const std::string& name) {
-    if (name == "tanh") return Activation::tanh;
-    if (name == "relu") return Activation::relu;
-    fail("fastrnn: unknown nonlinearity '", name, "'; one of tanh, relu");
-}
-
 // x: a tensor on the device
 inline Tensor empty(const Tensor& x, std::initializer_list<int64_t> sizes, int32_t dtype) {
     int64_t strides[4], stride = 1;
@@ -44,10 +31,14 @@ inline Tensor empty(const Tensor& x, std::initializer_list<int64_t> sizes, int32
         stride *= sizes.begin()[i] > 0 ? sizes.begin()[i] : 1;
     }
     AtenTensorHandle handle;
-    TORCH_ERROR_CODE_CHECK(
+    const AOTITorchError error =
         aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides, dtype,
                                  x.is_cpu() ? aoti_torch_device_type_cpu() : aoti_torch_device_type_cuda(),
-                                 x.is_cpu() ? 0 : x.get_device_index(), &handle));
+                                 x.is_cpu() ? 0 : x.get_device_index(), &handle);
+    if (error != AOTI_TORCH_SUCCESS) {
+        throw std::runtime_error("fastrnn: can't allocate memory: you tried to allocate a tensor of shape " +
+                                 shape_text(sizes.begin(), sizes.size()));
+    }
     return Tensor(handle);
 }
 
@@ -70,48 +61,43 @@ inline DType dtype_of(ScalarType type) {
 }
 
 struct Layer {
-    Cell cell;
-    Activation activation;
+    Spec spec;
     ScalarType stored, computed;  // of the tensors given; of those that the kernels are given
     bool widened;                 // stored is a half-precision type, which the CPU kernels do not take
     int32_t dtype_code;           // of computed
     int32_t reserve_code;
     Shape shape{};
     bool batch_first, packed;
-    bool single = false;  // x [B, I]: one time step, and the states without D
     int64_t recurrent;
     Tensor x;
-    MaybeTensor h0, c0, batch_sizes;
-    std::vector<Tensor> weights;
+    std::vector<Tensor> states, weights, operands;
+    MaybeTensor batch_sizes;
     int weights_per_direction;
-    bool has_biases;
     WeightFormat format = WeightFormat::plain;  // of the matrices
     bool quantized = false;                     // they have fewer bits than x
 
-    Layer(Cell cell_, Activation activation_, Tensor x_, MaybeTensor h0_, MaybeTensor c0_, std::vector<Tensor> weights_,
-          MaybeTensor batch_sizes_, bool has_biases_, bool batch_first_, bool bidirectional)
-        : cell(cell_),
-          activation(activation_),
+    Layer(Spec spec_, Tensor x_, std::vector<Tensor> states_, std::vector<Tensor> weights_, MaybeTensor batch_sizes_,
+          std::vector<Tensor> operands_)
+        : spec(spec_),
           stored(x_.scalar_type()),
           computed(is_half(stored) && x_.is_cpu() && !kEmulated ? ScalarType::Float : stored),
           widened(computed != stored),
           dtype_code(dtype_code_of(computed)),
           reserve_code(stored == ScalarType::Double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32()),
-          batch_first(batch_first_ && !batch_sizes_),
+          batch_first(spec.batch_first && !batch_sizes_),
           packed(batch_sizes_.has_value()),
           x(std::move(x_)),
-          h0(std::move(h0_)),
-          c0(std::move(c0_)),
-          batch_sizes(std::move(batch_sizes_)),
+          states(std::move(states_)),
           weights(std::move(weights_)),
-          has_biases(has_biases_) {
+          operands(std::move(operands_)),
+          batch_sizes(std::move(batch_sizes_)) {
         check(stored == ScalarType::Float || stored == ScalarType::Double || is_half(stored),
               "fastrnn: x must be float32, float64, bfloat16 or float16");
-        shape.directions = bidirectional ? 2 : 1;
+        shape.directions = spec.bidirectional ? 2 : 1;
         read_sizes();
         read_weights();
-        if (h0) prepare_state("h0", *h0, recurrent);
-        if (c0) prepare_state("c0", *c0, shape.hidden);
+        read_states();
+        read_operands();
         if (widened) x = widen(x);
         x = with_unit_stride(std::move(x));
     }
@@ -120,10 +106,10 @@ struct Layer {
 
     void read_sizes() {
         const int64_t dim = x.dim();
-        single = !packed && dim == 2;
-        check(dim == 2 || (dim == 3 && !packed), "fastrnn: x must have ", packed ? "2" : "2 or 3", " dimensions, got ",
-              dim);
-        check(!single || shape.directions == 1, "fastrnn: a single step has one direction");
+        const int64_t expected = packed || spec.single_step ? 2 : 3;
+        check(dim == expected, "fastrnn: x must have ", expected, " dimensions, got ", dim);
+        check(!spec.single_step || (!packed && shape.directions == 1),
+              "fastrnn: a single step is not packed and has one direction");
         shape.input = x.size(dim - 1);
         if (packed) {
             check(batch_sizes->dim() == 1 && batch_sizes->scalar_type() == ScalarType::Long && batch_sizes->is_cpu(),
@@ -140,8 +126,8 @@ struct Layer {
                 rows += previous = shape.batch_sizes[t];
             }
             check(rows == shape.rows, "fastrnn: batch_sizes add up to ", rows, " rows, but x has ", shape.rows);
-            check(h0.has_value(), "fastrnn: packed input needs h0");
-        } else if (single) {
+            check(!states.empty(), "fastrnn: packed input needs its initial states");
+        } else if (spec.single_step) {
             shape.time = 1;
             shape.batch = shape.rows = x.size(0);
         } else {
@@ -153,15 +139,15 @@ struct Layer {
     }
 
     void read_weights() {
-        const int base = has_biases ? 4 : 2;
+        const int base = spec.has_biases ? 4 : 2;
         weights_per_direction = static_cast<int>(weights.size()) / shape.directions;
         const ScalarType kept = weights.empty() ? stored : weights[0].scalar_type();
         const bool scaled = kept == ScalarType::Char;
         const int plain = base + (scaled ? 2 : 0);
-        const bool projected = cell == Cell::lstm && weights_per_direction == plain + 1;
+        const bool projected = spec.info().may_project && weights_per_direction == plain + 1;
         check(weights.size() == static_cast<size_t>(shape.directions * (plain + (projected ? 1 : 0))),
               "fastrnn: ", shape.directions, " direction(s) take ", plain, " weights each, got ", weights.size());
-        const int64_t gates = gate_count(cell);
+        const int64_t gates = spec.info().gates;
         // int8 matrices are packed, so the other weights tell the sizes
         const Tensor& rows = weights[scaled ? static_cast<size_t>(weights_per_direction - 1) : 1];
         check(rows.dim() == (scaled ? 1 : 2), "fastrnn: w_hh must have 2 dimensions, its scales 1");
@@ -181,7 +167,7 @@ struct Layer {
             Tensor* w = &weights[static_cast<size_t>(d * weights_per_direction)];
             check_matrix("w_ih", w[0], shape.input);
             check_matrix("w_hh", w[1], recurrent);
-            if (has_biases) {
+            if (spec.has_biases) {
                 check_shape("b_ih", w[2], {gates * shape.hidden});
                 check_shape("b_hh", w[3], {gates * shape.hidden});
             }
@@ -196,7 +182,7 @@ struct Layer {
         if (kept == ScalarType::BFloat16 && computed == ScalarType::Float) format = WeightFormat::bfloat16;
         quantized = kept != stored && format != WeightFormat::plain;
         // torch.nn refuses weights of another dtype than x; biases of x's dtype show that it is meant
-        check(!quantized || has_biases, "fastrnn: matrices of fewer bits than x come with biases");
+        check(!quantized || spec.has_biases, "fastrnn: matrices of fewer bits than x come with biases");
         check(!quantized || (stored == ScalarType::Float && x.is_cpu() && !kEmulated),
               "fastrnn: matrices of fewer bits than x take a float32 x on the CPU");
         for (Tensor& w : weights) {
@@ -209,6 +195,32 @@ struct Layer {
             }
         }
     }
+
+    void read_states() {
+        const auto count = static_cast<size_t>(spec.info().states);
+        check(states.empty() || states.size() == count, "fastrnn: expected ", count, " initial states or none, got ",
+              states.size());
+        for (size_t i = 0; i < states.size(); ++i) {
+            check_state("an initial state", states[i], state_width(i));
+            states[i] = dense(states[i]);
+        }
+    }
+
+    void read_operands() {
+        const auto count = static_cast<size_t>(shape.directions * spec.info().operands);
+        check(operands.size() == count, "fastrnn: expected ", count, " operands, got ", operands.size());
+        for (Tensor& operand : operands) {
+            check_kind("an operand", operand, stored);
+            switch (operand.dim()) {
+                case 1: check_shape("an operand", operand, {shape.hidden}); break;
+                case 2: check_shape("an operand", operand, {shape.batch, shape.hidden}); break;
+                default: check_shape("an operand", operand, {shape.time, shape.batch, shape.hidden});
+            }
+            operand = dense(operand);
+        }
+    }
+
+    int64_t state_width(size_t index) const { return index == 0 ? recurrent : shape.hidden; }
 
     // for a pass that takes plain weights alone
     void widen_weights() {
@@ -224,20 +236,15 @@ struct Layer {
 
     void check_state(const char* name, const Tensor& state, int64_t width) const {
         check_kind(name, state, stored);
-        single ? check_shape(name, state, {shape.batch, width})
-               : check_shape(name, state, {shape.directions, shape.batch, width});
+        spec.single_step ? check_shape(name, state, {shape.batch, width})
+                         : check_shape(name, state, {shape.directions, shape.batch, width});
     }
 
     void check_sequence(const char* name, const Tensor& sequence, int64_t features) const {
         check_kind(name, sequence, stored);
-        if (packed || single) return check_shape(name, sequence, {shape.rows, features});
+        if (packed || spec.single_step) return check_shape(name, sequence, {shape.rows, features});
         batch_first ? check_shape(name, sequence, {shape.batch, shape.time, features})
                     : check_shape(name, sequence, {shape.time, shape.batch, features});
-    }
-
-    void prepare_state(const char* name, Tensor& state, int64_t width) {
-        check_state(name, state, width);
-        state = dense(state);
     }
 
     Tensor widen(const Tensor& t) const { return widened ? torch::stable::to(t, ScalarType::Float) : t; }
@@ -258,17 +265,21 @@ struct Layer {
     }
 
     Tensor empty_sequence(int64_t features) const {
-        if (packed || single) return empty(x, {shape.rows, features}, dtype_code);
+        if (packed || spec.single_step) return empty(x, {shape.rows, features}, dtype_code);
         return batch_first ? empty(x, {shape.batch, shape.time, features}, dtype_code)
                            : empty(x, {shape.time, shape.batch, features}, dtype_code);
     }
     Tensor empty_state(int64_t width) const {
-        return single ? empty(x, {shape.batch, width}, dtype_code)
-                      : empty(x, {shape.directions, shape.batch, width}, dtype_code);
+        return spec.single_step ? empty(x, {shape.batch, width}, dtype_code)
+                                : empty(x, {shape.directions, shape.batch, width}, dtype_code);
+    }
+    Tensor empty_like_weight(const Tensor& w) const {
+        return w.dim() == 2 ? in_huge_pages(empty(x, {w.size(0), w.size(1)}, dtype_code))
+                            : empty(x, {w.size(0)}, dtype_code);
     }
     Tensor nothing() const { return empty(x, {0}, dtype_code); }
     Tensor empty_reserve() const {
-        const int64_t values = saved_values(cell), units = padded_units(shape.hidden), row = values * units;
+        const int64_t values = spec.info().saved, units = padded_units(shape.hidden), row = values * units;
         const int64_t sizes[] = {shape.directions, shape.rows, values, units},
                       strides[] = {shape.rows * row, row, units, 1};
         const ScalarType type = stored == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
@@ -290,7 +301,7 @@ struct Layer {
         int64_t time, batch;
     };
     Strides strides_of(const Tensor& sequence) const {
-        if (packed || single) return {0, sequence.stride(0)};
+        if (packed || spec.single_step) return {0, sequence.stride(0)};
         return {sequence.stride(batch_first ? 1 : 0), sequence.stride(batch_first ? 0 : 1)};
     }
 
@@ -298,15 +309,22 @@ struct Layer {
     template <class Params>
     void fill(Params& p) const {
         p.dtype = dtype_of(computed);
-        p.cell = cell;
-        p.activation = activation;
+        p.cell = spec.cell;
+        p.activation = spec.activation;
         p.shape = shape;
         p.shape.packed = packed;
         for (int d = 0; d < shape.directions; ++d) {
             const Tensor* w = &weights[static_cast<size_t>(d * weights_per_direction)];
-            const int base = has_biases ? 4 : 2;
-            p.weights[d] = {w[0].data_ptr(), w[1].data_ptr(), has_biases ? w[2].data_ptr() : nullptr,
-                            has_biases ? w[3].data_ptr() : nullptr, shape.projection ? w[base].data_ptr() : nullptr};
+            const int base = spec.has_biases ? 4 : 2;
+            p.weights[d] = {w[0].data_ptr(), w[1].data_ptr(), spec.has_biases ? w[2].data_ptr() : nullptr,
+                            spec.has_biases ? w[3].data_ptr() : nullptr,
+                            shape.projection ? w[base].data_ptr() : nullptr};
+            for (int i = 0; i < spec.info().operands; ++i) {
+                const Tensor& operand = operands[static_cast<size_t>(d * spec.info().operands + i)];
+                const int64_t dim = operand.dim();
+                p.weights[d].operands[i] = {operand.data_ptr(), dim == 3 ? shape.batch * shape.hidden : 0,
+                                            dim >= 2 ? shape.hidden : 0};
+            }
             if (format != WeightFormat::int8) continue;
             const Tensor* scale = w + base + (shape.projection ? 1 : 0);
             p.weights[d].scale_ih = static_cast<const float*>(scale[0].data_ptr());
@@ -316,8 +334,8 @@ struct Layer {
         p.x = x.data_ptr();
         p.x_stride_time = x_strides.time;
         p.x_stride_batch = x_strides.batch;
-        p.h0 = h0 ? h0->data_ptr() : nullptr;
-        p.c0 = c0 ? c0->data_ptr() : nullptr;
+        p.h0 = states.empty() ? nullptr : states[0].data_ptr();
+        p.c0 = states.size() < 2 ? nullptr : states[1].data_ptr();
         p.threads = x.is_cpu() ? static_cast<int>(torch::stable::get_num_threads()) : 1;
     }
 };

@@ -1,31 +1,15 @@
-// Every op's schema.
+// Every op's schema but for retired ones.
 #include <torch/csrc/stable/library.h>
 
 // Shapes and meanings: fastrnn/_ops.py.
 STABLE_TORCH_LIBRARY(fastrnn, m) {
     m.def(
-        "lstm_forward(Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, bool has_biases, "
-        "bool batch_first, bool bidirectional, str activation, bool training) "
-        "-> (Tensor y, Tensor h_n, Tensor c_n, Tensor reserve)");
+        "layer_forward(Tensor x, Tensor[] states, Tensor[] weights, Tensor? batch_sizes, Tensor[] operands, int spec, "
+        "bool training) -> Tensor[]");
     m.def(
-        "lstm_backward(Tensor? d_y, Tensor? d_h_n, Tensor? d_c_n, Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, "
-        "Tensor? batch_sizes, Tensor y, Tensor reserve, bool has_biases, bool batch_first, bool bidirectional, "
-        "str activation, bool needs_x, bool needs_state, bool needs_weights) "
-        "-> (Tensor d_x, Tensor d_h0, Tensor d_c0, Tensor[] d_weights)");
-    m.def(
-        "gru_forward(Tensor x, Tensor? h0, Tensor[] weights, Tensor? batch_sizes, bool has_biases, bool batch_first, "
-        "bool bidirectional, bool reset_after, str activation, bool training) -> (Tensor y, Tensor h_n, Tensor reserve)");
-    m.def(
-        "gru_backward(Tensor? d_y, Tensor? d_h_n, Tensor x, Tensor? h0, Tensor[] weights, Tensor? batch_sizes, Tensor y, "
-        "Tensor reserve, bool has_biases, bool batch_first, bool bidirectional, bool reset_after, str activation, "
-        "bool needs_x, bool needs_state, bool needs_weights) -> (Tensor d_x, Tensor d_h0, Tensor[] d_weights)");
-    m.def(
-        "rnn_forward(Tensor x, Tensor? h0, Tensor[] weights, Tensor? batch_sizes, bool has_biases, bool batch_first, "
-        "bool bidirectional, str nonlinearity, bool training) -> (Tensor y, Tensor h_n, Tensor reserve)");
-    m.def(
-        "rnn_backward(Tensor? d_y, Tensor? d_h_n, Tensor x, Tensor? h0, Tensor[] weights, Tensor? batch_sizes, Tensor y, "
-        "Tensor reserve, bool has_biases, bool batch_first, bool bidirectional, str nonlinearity, bool needs_x, "
-        "bool needs_state, bool needs_weights) -> (Tensor d_x, Tensor d_h0, Tensor[] d_weights)");
+        "layer_backward(Tensor?[] d_outputs, Tensor x, Tensor[] states, Tensor[] weights, Tensor? batch_sizes, "
+        "Tensor[] operands, Tensor y, Tensor reserve, int spec, int needs) -> Tensor[]");
+    m.def("describe() -> str");
     m.def("active_isa() -> str");
     m.def("compiled_isas() -> str");
     m.def("supported_isas() -> str");

@@ -9,18 +9,10 @@
 
 #include "checks.h"
 #include "fastrnn/cuda_plan.h"
+#include "spec.h"
 
 namespace fastrnn {
 namespace {
-
-Cell parse_cell(const std::string& name) {
-    std::string known;
-    for (int cell = 0; cell < kCellCount; ++cell) {
-        if (name == kCells[cell].name) return static_cast<Cell>(cell);
-        known += (cell ? ", " : "") + std::string(kCells[cell].name);
-    }
-    fail("unknown cell '", name, "'; one of ", known);
-}
 
 DType parse_dtype(const std::string& name) {
     if (name == "float32") return DType::float32;
@@ -36,7 +28,7 @@ CudaProblem problem_of(const std::string& cell, const std::string& dtype, const 
     check(sizes.size() == 7, "sizes are T, B, I, H, P, D, L");
     const Shape shape{sizes[0], sizes[1], sizes[0] * sizes[1],        sizes[2],
                       sizes[3], sizes[4], static_cast<int>(sizes[5]), nullptr};
-    return {parse_dtype(dtype), parse_cell(cell), Activation::tanh, shape, backward};
+    return {parse_dtype(dtype), find_cell(cell), Activation::tanh, shape, backward};
 }
 
 // properties: capability, processors, shared bytes, cache bytes, or none for the name

@@ -1,0 +1,84 @@
+// The form of a layer as one integer, the `spec` of the layer ops. Nothing else knows the places of its bits: Python
+// learns them from describe().
+#pragma once
+
+#include <string>
+
+#include "checks.h"
+#include "fastrnn/kernels.h"
+
+namespace fastrnn {
+
+struct BitField {
+    const char* name;
+    int first, count;
+
+    constexpr int64_t of(int64_t bits) const { return (bits >> first) & ((int64_t{1} << count) - 1); }
+};
+
+namespace spec_fields {
+inline constexpr BitField kCell{"cell", 0, 8};              // an enumerator of Cell
+inline constexpr BitField kActivation{"activation", 8, 8};  // of Activation; 0 where the cell takes none
+inline constexpr BitField kHasBiases{"has_biases", 16, 1};
+inline constexpr BitField kBatchFirst{"batch_first", 17, 1};
+inline constexpr BitField kBidirectional{"bidirectional", 18, 1};
+inline constexpr BitField kSingleStep{"single_step", 19, 1};  // x [B, I]; states lack D
+inline constexpr BitField kQuiet{"quiet", 20, 1};             // forward returns [] for arguments that it refuses
+inline constexpr BitField kAll[] = {kCell, kActivation, kHasBiases, kBatchFirst, kBidirectional, kSingleStep, kQuiet};
+inline constexpr int kBits = 21;
+}  // namespace spec_fields
+
+struct Spec {
+    Cell cell;
+    Activation activation;
+    bool has_biases, batch_first, bidirectional, single_step, quiet;
+
+    explicit Spec(int64_t bits)
+        : cell(static_cast<Cell>(spec_fields::kCell.of(bits))),
+          activation(static_cast<Activation>(spec_fields::kActivation.of(bits))),
+          has_biases(spec_fields::kHasBiases.of(bits)),
+          batch_first(spec_fields::kBatchFirst.of(bits)),
+          bidirectional(spec_fields::kBidirectional.of(bits)),
+          single_step(spec_fields::kSingleStep.of(bits)),
+          quiet(spec_fields::kQuiet.of(bits)) {
+        if (bits < 0 || bits >> spec_fields::kBits || spec_fields::kCell.of(bits) >= kCellCount ||
+            spec_fields::kActivation.of(bits) >= kActivationCount ||
+            (!info().has_activation && activation != Activation::tanh)) {
+            throw std::runtime_error("fastrnn: spec " + std::to_string(bits) +
+                                     " is of another version of fastrnn, or was not made by fastrnn");
+        }
+    }
+
+    const CellInfo& info() const { return cell_info(cell); }
+};
+
+// Which gradients layer_backward is to compute, its `needs`.
+namespace needs_fields {
+inline constexpr BitField kX{"x", 0, 1}, kStates{"states", 1, 1}, kWeights{"weights", 2, 1},
+    kOperands{"operands", 3, 1};
+inline constexpr BitField kAll[] = {kX, kStates, kWeights, kOperands};
+inline constexpr int kBits = 4;
+}  // namespace needs_fields
+
+struct Needs {
+    bool x, states, weights, operands;
+
+    explicit Needs(int64_t bits)
+        : x(needs_fields::kX.of(bits)),
+          states(needs_fields::kStates.of(bits)),
+          weights(needs_fields::kWeights.of(bits)),
+          operands(needs_fields::kOperands.of(bits)) {
+        check(bits >= 0 && !(bits >> needs_fields::kBits), "fastrnn: unknown bits in needs ", bits);
+    }
+};
+
+inline Cell find_cell(const std::string& name) {
+    std::string known;
+    for (int cell = 0; cell < kCellCount; ++cell) {
+        if (name == kCells[cell].name) return static_cast<Cell>(cell);
+        known += (cell ? ", " : "") + std::string(kCells[cell].name);
+    }
+    fail("fastrnn: unknown cell '", name, "'; one of ", known);
+}
+
+}  // namespace fastrnn
