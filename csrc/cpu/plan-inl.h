@@ -1,10 +1,9 @@
 // How a layer's work is laid out in time, over threads and in memory; the same for the forward and the backward pass.
 #pragma once
 
-#include <fenv.h>
-
 #include "../cells/rows.h"
 #include "fastrnn/kernels.h"
+#include "float_mode.h"
 #include "fork.h"
 #include "team.h"
 #include "vec.h"
@@ -170,21 +169,19 @@ void run_team(int wanted, const Body& body) {
     struct Region {
         const Body& body;
         int wanted;
-        fenv_t mode;
+        FloatMode mode;
         static void begin(const void* argument) {
             const Region& region = *static_cast<const Region*>(argument);
 #pragma omp parallel num_threads(region.wanted)
             {
-                fenv_t own;
-                fegetenv(&own);
-                fesetenv(&region.mode);
+                const FloatMode own = float_mode();
+                set_float_mode(region.mode);
                 region.body(omp_get_thread_num(), omp_get_num_threads());
-                fesetenv(&own);
+                set_float_mode(own);
             }
         }
     };
-    Region region{body, wanted, {}};
-    fegetenv(&region.mode);
+    const Region region{body, wanted, float_mode()};
     if (!call_where_regions_begin(Region::begin, &region)) body(0, 1);
 }
 
