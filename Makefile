@@ -20,7 +20,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 GENERATOR := $(if $(shell command -v ninja),-G Ninja)
 CMAKE_TESTS := $(GENERATOR) -S . -DCMAKE_BUILD_TYPE=Release -DFASTRNN_WERROR=ON -DFASTRNN_CUDA=0
 EXTENSION_SOURCES := setup.py pyproject.toml CMakeLists.txt tools/build_backend.py \
-	$(wildcard cmake/* csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh csrc/include/fastrnn/*.h)
+	$(wildcard cmake/* csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh csrc/*/*/*.h csrc/*/*/*.def)
 
 .DELETE_ON_ERROR:
 .PHONY: demo test bench lint test-cpp test-sanitized test-install test-wheel test-python test-torch test-emulated \
