@@ -49,13 +49,13 @@ test-cpp:
 	@echo "-- C++ tests"
 	@cmake $(CMAKE_TESTS) -B build/kernels >/dev/null
 	@cmake --build build/kernels --parallel $(JOBS)
-	@ctest --test-dir build/kernels --output-on-failure
+	@ctest --test-dir build/kernels --output-on-failure --parallel $(JOBS)
 
 test-sanitized:
-	@echo "-- C++ tests under the address and undefined-behaviour sanitizers (the kernels take minutes to compile)"
+	@echo "-- C++ tests under the address and undefined-behaviour sanitizers"
 	@cmake $(CMAKE_TESTS) -B build/sanitized -DFASTRNN_SANITIZE=address,undefined >/dev/null
 	@cmake --build build/sanitized --parallel $(JOBS)
-	@ctest --test-dir build/sanitized --output-on-failure
+	@ctest --test-dir build/sanitized --output-on-failure --parallel $(JOBS)
 	@echo "-- the barrier and the pool of memory under the thread sanitizer"
 	@cmake $(CMAKE_TESTS) -B build/thread-sanitized -DFASTRNN_SANITIZE=thread >/dev/null
 	@cmake --build build/thread-sanitized --parallel $(JOBS) --target test_team test_kept_memory
@@ -69,10 +69,11 @@ test-install: test-cpp
 	@cmake --build build/consumer >/dev/null
 	@ctest --test-dir build/consumer --output-on-failure
 
+# FASTRNN_WERROR as for the extension: with other flags everything would be compiled again
 test-wheel: $(VENV)/.extension $(VENV)/.audit
 	@echo "-- the wheel"
 	@rm -rf dist
-	@$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
+	@FASTRNN_WERROR=1 $(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
 	@$(PY) tools/check_wheel.py dist/fastrnn-*.whl
 
 test-python: $(VENV)/.extension $(VENV)/.test $(VENV)/.examples

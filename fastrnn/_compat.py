@@ -6,7 +6,7 @@ them.
 
 from collections.abc import Callable, Sequence
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,16 @@ def direct(overload: Any) -> Callable[..., Any]:
     """What calling an op's overload calls, half a microsecond later. Otherwise the overload itself."""
     found: Callable[..., Any] = getattr(overload, "_op", overload)
     return found
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def constant_when_compiled(function: _Function) -> _Function:
+    """What torch.compiler.assume_constant_result does, which imports the compiler: a second of every start. Without the
+    name torch.compile traces the function."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def weight_names(module: nn.RNNBase) -> list[str]:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from fastrnn import _spec
-from fastrnn._compat import FakeTensor, direct
+from fastrnn._compat import FakeTensor, constant_when_compiled, direct
 
 _ops = torch.ops.fastrnn
 _FORWARD, _BACKWARD = _ops.layer_forward.default, _ops.layer_backward.default
@@ -83,7 +83,7 @@ def cuda_properties(index: int) -> tuple[int, int, int, int]:
     return capability, found.multi_processor_count, found.shared_memory_per_block_optin, found.L2_cache_size
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_when_compiled
 def _is_too_old(index: int) -> bool:
     return cuda_properties(index)[0] < int(_ops.cuda_capability())
 

@@ -106,6 +106,15 @@ def test_a_torch_without_them_is_served() -> None:
     assert done.stdout == "served\n", done.stderr
 
 
+def test_an_import_leaves_torchs_compiler_out() -> None:
+    """It takes a second to load, of every program's start."""
+    code = "import sys, torch; before = set(sys.modules); import fastrnn; print(*set(sys.modules) - before)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True)
+    loaded = set(done.stdout.split())
+    assert "fastrnn._ops" in loaded, done.stderr
+    assert "torch._dynamo" not in loaded
+
+
 @pytest.mark.parametrize("cls", [nn.LSTM, nn.GRU, nn.RNN])
 def test_names_of_weights(cls: type[nn.RNNBase]) -> None:
     module = cls(3, 4, 2, bidirectional=True)
