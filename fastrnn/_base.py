@@ -81,7 +81,7 @@ class Base(nn.Module):
     def _traced(self, input: Any, hx: Any) -> Proxy | None:
         """Where torch.fx traces, a node that calls this module, as torch.fx makes one of each module of torch.nn."""
         arguments = (input,) if hx is None else (input, hx)
-        inner = (input, *hx) if isinstance(hx, tuple | list) else arguments
+        inner = (input, *hx) if isinstance(hx, (tuple, list)) else arguments
         tracer: Any = next((value.tracer for value in inner if isinstance(value, Proxy)), None)
         if tracer is None:
             return None
@@ -108,7 +108,7 @@ def pair_states(self: Base, hx: Any) -> Sequence[Tensor] | None:
     if hx is None:
         return ()
     if (
-        isinstance(hx, tuple | list)
+        isinstance(hx, (tuple, list))
         and len(hx) == 2
         and isinstance(hx[0], Tensor)
         and isinstance(hx[1], Tensor)

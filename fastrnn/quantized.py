@@ -11,12 +11,13 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import _ops
 from fastrnn._compat import hook_names, set_weight_names, weight_names, weight_names_by_direction
+from fastrnn._spec import FACTS
 from fastrnn.modules import GRU, LSTM, RNN, Layers
 
 __all__ = ["QuantizedGRU", "QuantizedLSTM", "QuantizedRNN", "quantize"]
 
 MATRIX_DTYPES = {"int8": torch.int8, "bfloat16": torch.bfloat16}
-_BLOCK, _QUAD = 16, 4  # of packed int8 weights, see csrc/include/fastrnn/kernels.h
+_BLOCK, _QUAD = int(FACTS["unit_alignment"]), 4  # of packed int8 weights, see csrc/include/fastrnn/kernels.h
 
 
 def quantize(module: nn.Module, weights: str = "int8") -> nn.Module:
