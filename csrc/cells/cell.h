@@ -41,16 +41,22 @@ struct CellTraits {
     int gate_of_slot[kMaxSlots] = {0, 1, 2, 3, 4, 5, 6, 7};  // in torch's order of gates
     SlotRange input;                                         // the slots that x W^T feeds
     int stages = 1;
-    SlotRange
-        recurrent[kMaxCellStages];  // the slots that each stage's product with rows of w_hh feeds; none: no product
-    int c_saved = -1;               // which of the saved values is c'; -1: the cell has no c
-    bool may_project = false;       // takes w_hr
-    bool reads_h = false;           // its arithmetic takes h too, and h has a gradient beside that of the products
-    int operands = 0;               // values a unit beside the gates, see Operand in kernels.h
-    int learned = 0;                // the first of them are parameters, and have gradients
+    SlotRange recurrent[kMaxCellStages];  // the slots that each stage's product with rows of w_hh feeds
+    int c_saved = -1;                     // which of the saved values is c'; -1: the cell has no c
+    bool may_project = false;             // takes w_hr
+    bool reads_h = false;  // its arithmetic takes h too, and h has a gradient beside that of the products
+    int operands = 0;      // values a unit beside the gates, see Operand in kernels.h
+    int learned = 0;       // the first of them are parameters, and have gradients
 
     FASTRNN_INLINE constexpr bool from_h(int slot) const {
         for (int s = 0; s < stages; ++s) {
+            if (recurrent[s].has(slot)) return true;
+        }
+        return false;
+    }
+    // whether a stage after this one has a product that feeds the slot
+    FASTRNN_INLINE constexpr bool belongs_to_later(int stage, int slot) const {
+        for (int s = stage + 1; s < stages; ++s) {
             if (recurrent[s].has(slot)) return true;
         }
         return false;
@@ -63,13 +69,15 @@ namespace {
 
 template <class V>
 struct ForwardUnit {
-    V* slots;           // [stored()] complete as far as this stage's product goes
+    V* slots;           // [stored()] complete as far as this stage's product goes; of those that come back, a stage but
+                        // the last keeps the slots of its own product
     V h, c;             // before the step; c after it on return from the last stage
     V out;              // on return: what the stage hands on
     const V* operands;  // [operands]
 };
 
-// The gradients of all slots stand in d_slots from stage to stage, that of the last stage first.
+// The gradients of all slots stand in d_slots from stage to stage, that of the last stage first. A stage leaves those
+// that belong to a later one as they are.
 template <class V>
 struct BackwardUnit {
     const V* saved;     // [saved]
@@ -88,19 +96,23 @@ constexpr bool check_cell(Cell cell) {
     constexpr CellTraits t = C::traits();
     const CellInfo& info = cell_info(cell);
     bool fits = t.gates == info.gates && t.saved == info.saved && t.operands == info.operands;
-    fits = fits && (t.c_saved >= 0) == (info.states == 2) && t.c_saved < t.saved;
-    fits = fits && t.slots <= kMaxSlots && t.stages <= kMaxCellStages && t.operands <= kMaxOperands;
-    fits = fits && (t.saved == 0 || t.saved >= t.slots) && t.learned <= t.operands;
-    fits = fits && t.input.end() <= t.slots && t.input.count <= kMaxProductSlots;
+    fits = fits && (t.c_saved >= 0) == (info.states == 2) && t.may_project == info.may_project;
+    fits = fits && t.slots >= 1 && t.slots <= kMaxSlots && t.c_saved < t.saved;
+    fits = fits && (t.saved == 0 || t.saved >= t.slots);
+    fits = fits && t.learned <= t.operands && t.operands <= kMaxOperands;
+    fits = fits && t.input.begin >= 0 && t.input.count >= 1 && t.input.end() <= t.slots;
+    fits = fits && t.input.count <= kMaxProductSlots && t.stages >= 1 && t.stages <= kMaxCellStages;
     for (int s = 0; s < t.stages; ++s) {
-        fits = fits && t.recurrent[s].end() <= t.slots && t.recurrent[s].count <= kMaxProductSlots;
-        fits = fits && (s == 0 || t.recurrent[s].count > 0);
+        const SlotRange slots = t.recurrent[s];
+        fits = fits && slots.begin >= 0 && slots.end() <= t.slots && slots.count <= kMaxProductSlots;
+        fits = fits && (slots.count >= 1 || t.stages == 1);
     }
     for (int slot = 0; slot < t.slots; ++slot) {
         fits = fits && t.gate_of_slot[slot] < t.gates && (t.input.has(slot) || t.from_h(slot));
     }
-    return fits && (t.reads_h || t.recurrent[0].count > 0) && t.may_project == info.may_project &&
-           !(t.may_project && t.reads_h);
+    fits = fits && (t.reads_h || t.recurrent[0].count > 0);  // or h is nothing to it
+    // y is then no longer what the cell has made
+    return fits && !(t.may_project && (t.reads_h || t.saved == 0));
 }
 
 }  // namespace

@@ -14,9 +14,8 @@ namespace {
 // steps in the order of time.
 struct Steps {
     int64_t time, batch;
-    const int64_t*
-        offsets;           // [T + 1] rows of the layer before each time, ragged only; null: `batch` rows at every time
-    const int64_t* order;  // [B], or null: see Shape
+    const int64_t* offsets;  // [T + 1] rows of the layer before each time; null: `batch` rows at every time
+    const int64_t* order;    // [B], or null: see Shape
     bool reverse;
 
     FASTRNN_INLINE int64_t time_of(int64_t step) const { return reverse ? time - 1 - step : step; }
@@ -26,7 +25,7 @@ struct Steps {
     FASTRNN_INLINE bool carries(int64_t step, int64_t b) const { return step > 0 && b < count(time_of(step - 1)); }
     // the row of states and of unpacked sequences that is row b here
     FASTRNN_INLINE int64_t row_of(int64_t b) const { return order ? order[b] : b; }
-    // steps that row b takes part in: its times are 0 .. length
+    // how many steps row b takes part in, the first ones in time
     FASTRNN_INLINE int64_t length(int64_t b) const {
         if (!offsets) return time;
         int64_t low = 0, high = time;  // counts fall: first t whose count is b or less

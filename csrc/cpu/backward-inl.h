@@ -42,7 +42,7 @@ class BackwardPass : BackwardLayout<T> {
 
     // consecutive steps of one direction, and the rows that they cover
     struct Chunk {
-        int64_t first_step, last_step, first_row, rows;
+        int64_t first_row, rows;
         bool is_first;  // in the order of this pass
     };
 
@@ -61,10 +61,10 @@ class BackwardPass : BackwardLayout<T> {
             run_direction(d, place, thread);
         }
         if (!p_.d_x) return;
-        if (s_.directions == 2 || (offsets_ && !s_.packed)) place.world.wait();
-        const Range rows = split(s_.rows, 1, thread, threads);
-        if (s_.directions == 2) add_second_d_x(rows);
         if (offsets_ && !s_.packed) clear_rest(split(s_.batch, 1, thread, threads));
+        if (s_.directions == 1) return;
+        place.world.wait();
+        add_second_d_x(split(s_.rows, 1, thread, threads));
     }
 
     T* scratch_of(int thread) const { return scratch_ + thread * kScratch; }
@@ -76,7 +76,8 @@ class BackwardPass : BackwardLayout<T> {
     Rows<const T> y(int d) const {
         return {as(p_.y) + d * recurrent_, {p_.y_stride_time, p_.y_stride_batch, s_.packed}};
     }
-    // this thread's part of `units` features: the state's, or of a stage's units
+    // this thread's part of `units` features: of the projected state, or of the hidden units; where both are as many,
+    // the parts are the same
     Range part_of(int64_t units, const Place& place) const {
         return s_.projection && units == recurrent_ ? split(units, kTile, place.rows.rank(), place.rows.size())
                                                     : place.units;
@@ -124,8 +125,7 @@ class BackwardPass : BackwardLayout<T> {
             const int64_t first = last > chunk_ ? last - chunk_ : 0;
             const int64_t t = min(steps.time_of(first), steps.time_of(last - 1)), end = t + last - first - 1;
             const int64_t first_row = steps.first_row(t);
-            const Chunk chunk{first, last, first_row, steps.first_row(end) + steps.count(end) - first_row,
-                              last == s_.time};
+            const Chunk chunk{first_row, steps.first_row(end) + steps.count(end) - first_row, last == s_.time};
             for (int64_t step = last - 1; step >= first && place.works; --step) {
                 const Moment now{d, steps, chunk, steps.time_of(step), step};
                 const Range active{rows.begin, min(rows.end, steps.count(now.t))};
@@ -211,29 +211,29 @@ class BackwardPass : BackwardLayout<T> {
             block.d_values[r] = current.d_values + in_chunk * current.stride;
             block.handed_on[r] = handed_on ? handed_on + in_chunk * hidden_padded_ : nullptr;
         }
-        block.tile = {count,
-                      units.begin,
-                      units.end,
-                      current.units,
-                      hidden_padded_,
-                      block.saved,
-                      block.h,
-                      block.c,
-                      block.y,
-                      block.d_out,
-                      last ? block.d_y : nullptr,
-                      block.d_h,
-                      block.d_c,
-                      block.d_values,
-                      handed_on ? block.handed_on : nullptr,
-                      {}};
+        BackwardTile<T>& tile = block.tile;
+        tile.rows = count;
+        tile.begin = units.begin;
+        tile.end = units.end;
+        tile.hidden = current.units;
+        tile.padded = hidden_padded_;
+        tile.saved = block.saved;
+        tile.h = block.h;
+        tile.c = block.c;
+        tile.y = block.y;
+        tile.d_out = block.d_out;
+        tile.d_y = last ? block.d_y : nullptr;
+        tile.d_h = block.d_h;
+        tile.d_c = block.d_c;
+        tile.d_values = block.d_values;
+        tile.handed_on = handed_on ? block.handed_on : nullptr;
         for (int i = 0; i < k_.operands; ++i) {
             const Operand& operand = p_.weights[d].operands[i];
             const T* from = as(operand.data) + now.t * operand.stride_time;
             for (int64_t r = 0; r < count; ++r) {
                 block.extra[i][r] = from + now.steps.row_of(first + r) * operand.stride_batch;
             }
-            block.tile.operands[i] = block.extra[i];
+            tile.operands[i] = block.extra[i];
         }
     }
 
@@ -243,10 +243,13 @@ class BackwardPass : BackwardLayout<T> {
         Block block;
         for (int64_t b = rows.begin; b < rows.end; b += kRowBlock) {
             fill(block, now, stage, b, min(rows.end - b, kRowBlock), units);
-            current.begin(block.tile);
+            current.arithmetic(block.tile);
         }
-        place.rows.wait();
         if (!current.packed) return;
+        // What a product makes, the gradient of what was multiplied, the next stage reads of its own units alone: there
+        // is no barrier behind it.
+        place.rows.wait();
+        if (rows.begin >= rows.end) return;
         const int64_t first_row = now.steps.first_row(now.t) - now.chunk.first_row;
         const int64_t at = stage < k_.stages ? k_.recurrent[stage].begin * hidden_padded_ : 0;
         const int64_t stride = padded_units(current.columns);

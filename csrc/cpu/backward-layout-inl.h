@@ -7,8 +7,8 @@
 namespace fastrnn {
 namespace {
 
-constexpr int64_t kChunkRows =
-    512;  // about so many rows of the sequence make a chunk; what they are depends on sizes alone
+// about so many rows of the sequence make a chunk; what they are depends on sizes alone
+constexpr int64_t kChunkRows = 512;
 
 template <class T>
 struct BackwardLayout {
@@ -20,7 +20,7 @@ struct BackwardLayout {
     // A stage of the forward pass (cells/cell.h) backwards: its arithmetic gives the gradients of what its product
     // added to, and the product's transpose that of what it multiplied. The projection is the last one.
     struct Stage {
-        BackwardFunction<T> begin;
+        BackwardFunction<T> arithmetic;
         int64_t units;        // H, or R of the projection
         T* d_values;          // [K, .., units padded] of K rows of a chunk: gradients of what the product added to
         int64_t stride;       // from row to row of them
@@ -73,7 +73,7 @@ struct BackwardLayout {
             const bool projects = i == k_.stages;
             const SlotRange slots = projects ? SlotRange{0, 1} : k_.recurrent[i];
             Stage& stage = b.stages[i];
-            stage.begin = projects ? begin_projection : cell_.backward[i];
+            stage.arithmetic = projects ? add_output_gradients : cell_.backward[i];
             stage.units = projects ? recurrent_ : s_.hidden;
             const int64_t padded = padded_units(stage.units);
             stage.columns = i == 0 ? recurrent_ : s_.hidden;
@@ -89,7 +89,7 @@ struct BackwardLayout {
     }
 
     // the whole gradient of h', for the transpose of the projection
-    static void begin_projection(const BackwardTile<T>& tile) {
+    static void add_output_gradients(const BackwardTile<T>& tile) {
         for (int64_t r = 0; r < tile.rows; ++r) {
             for (int64_t u = tile.begin; u < tile.end; u += kLanes) {
                 (load_units(tile.d_y[r], u, tile.hidden) + Vec<T>::load(tile.d_out[r] + u)).store(tile.d_values[r] + u);

@@ -24,7 +24,8 @@ constexpr int64_t kRowsTogether = 32, kTilesTogether = 8;
 template <class T>
 class ForwardPass : ForwardLayout<T> {
     using Layout = ForwardLayout<T>;
-    using Layout::arena_, Layout::buffers_, Layout::chunk_, Layout::flags_, Layout::hidden_padded_, Layout::k_;
+    using Layout::arena_, Layout::grain_, Layout::buffers_, Layout::chunk_, Layout::flags_, Layout::hidden_padded_,
+        Layout::k_;
     using Layout::keeps_slots_, Layout::offsets_, Layout::p_, Layout::packs_tiles_, Layout::prepared_;
     using Layout::prepared_rows_, Layout::prepared_size_, Layout::recurrent_, Layout::recurrent_padded_, Layout::s_;
     using Layout::stages_, Layout::storage_, Layout::threads_, Layout::tile_, Layout::tile_size_, Layout::tiles_;
@@ -50,7 +51,7 @@ class ForwardPass : ForwardLayout<T> {
         const ForwardPass pass(params, nullptr);
         const int threads = threads_of_first(params.shape.directions, pass.threads_);
         const Schedule schedule =
-            choose_schedule<T>(params.shape, pass.k_.gates, pass.tile_, pass.storage_.bytes, pass.stages_, threads);
+            choose_schedule<T>(params.shape, pass.k_.gates, pass.grain_, pass.storage_.bytes, pass.stages_, threads);
         return {pass.threads_, schedule.batch_parts, schedule.unit_parts, schedule.seconds};
     }
 
@@ -71,7 +72,7 @@ class ForwardPass : ForwardLayout<T> {
     };
 
     void work(int thread, int threads) {
-        Place place = find_place<T>(s_, k_.gates, tile_, storage_.bytes, stages_, flags_, threads, thread);
+        Place place = find_place<T>(s_, k_.gates, grain_, storage_.bytes, stages_, flags_, threads, thread);
         for (int d = place.first_direction; d <= place.last_direction; ++d) {
             prepare_weights(d, place);
             const Scratch scratch{tiles_ + thread * tile_size_, prepared_ + thread * prepared_rows_ * prepared_size_};
@@ -163,40 +164,42 @@ class ForwardPass : ForwardLayout<T> {
         if (filled) body(a, c, filled);
     }
 
+    // the slots of rows of a chunk before any stage: biases, and the product with x
     void multiply_input(int d, const Steps& steps, Range rows, Range units, int64_t first, int64_t last,
                         const Scratch& scratch) {
         const T* bias = buffers_[d].bias;
-        Product<T> ih = buffers_[d].ih;
+        const Product<T>& ih = buffers_[d].ih;
         if (packs_tiles_) {
-            ih.packed = scratch.tile;
+            Product<T> one = ih;
+            one.packed = scratch.tile;
             for (int64_t u = units.begin; u < units.end; u += tile_) {
                 const Range tile{u, min(u + tile_, units.end)};
-                ih.first = u;
-                ih.form->pack(ih, tile);
+                one.first = u;
+                one.form->pack(one, tile);
                 for_each_input_block(d, steps, rows, first, last, [&](const T* const* a, T* const* c, int64_t count) {
-                    ih.form->multiply(ih, a, count, tile, c, Init::bias, bias);
+                    one.form->multiply(one, a, count, tile, c, Init::bias, bias);
                 });
             }
-        }
-        for_each_input_block(d, steps, rows, first, last, [&](const T* const* a, T* const* c, int64_t count) {
-            const T* prepared[kRowBlock];
-            if (ih.form->prepare) {
-                for (int64_t r = 0; r < count; ++r) {
+        } else {
+            for_each_input_block(d, steps, rows, first, last, [&](const T* const* a, T* const* c, int64_t count) {
+                const T* prepared[kRowBlock];
+                for (int64_t r = 0; ih.form->prepare && r < count; ++r) {
                     T* row = scratch.prepared + r * prepared_size_;
                     ih.form->prepare(a[r], ih.length, row);
                     prepared[r] = row;
                 }
-                a = prepared;
-            }
-            if (!packs_tiles_) ih.form->multiply(ih, a, count, units, c, Init::bias, bias);
-            for (int slot = 0; slot < k_.slots; ++slot) {  // fed by h alone
-                if (k_.input.has(slot)) continue;
-                const int64_t at = slot * hidden_padded_ + units.begin;
+                ih.form->multiply(ih, ih.form->prepare ? prepared : a, count, units, c, Init::bias, bias);
+            });
+        }
+        for (int slot = 0; slot < k_.slots; ++slot) {
+            if (k_.input.has(slot)) continue;  // others are fed by h alone
+            const int64_t at = slot * hidden_padded_ + units.begin;
+            for_each_input_block(d, steps, rows, first, last, [&](const T* const*, T* const* c, int64_t count) {
                 for (int64_t r = 0; r < count; ++r) {
                     copy(bias + at, c[r] + at, round_up(units.end - units.begin, kLanes));
                 }
-            }
-        });
+            });
+        }
     }
 
     // -- a stage of a step --------------------------------------------------------------------------------------------
@@ -242,26 +245,24 @@ class ForwardPass : ForwardLayout<T> {
             block.c_next[r] = buffers.c + b * hidden_padded_;
             block.c[r] = now.steps.carries(now.step, b) ? block.c_next[r] : state_row(p_.c0, now, b, s_.hidden);
         }
-        block.tile = {count,
-                      0,
-                      0,
-                      current.units,
-                      hidden_padded_,
-                      block.slots,
-                      block.h,
-                      block.c,
-                      block.c_next,
-                      block.out,
-                      last ? block.y : nullptr,
-                      keeps_slots_,
-                      {}};
+        ForwardTile<T>& tile = block.tile;
+        tile.rows = count;
+        tile.hidden = current.units;
+        tile.padded = hidden_padded_;
+        tile.slots = block.slots;
+        tile.h = block.h;
+        tile.c = block.c;
+        tile.c_next = block.c_next;
+        tile.out = block.out;
+        tile.y = last ? block.y : nullptr;
+        tile.keeps = keeps_slots_;
         for (int i = 0; i < k_.operands; ++i) {
             const Operand& operand = p_.weights[now.d].operands[i];
             const T* from = static_cast<const T*>(operand.data) + now.t * operand.stride_time;
             for (int64_t r = 0; r < count; ++r) {
                 block.extra[i][r] = from + now.steps.row_of(first + r) * operand.stride_batch;
             }
-            block.tile.operands[i] = block.extra[i];
+            tile.operands[i] = block.extra[i];
         }
     }
 
@@ -302,7 +303,7 @@ class ForwardPass : ForwardLayout<T> {
                 }
                 block.tile.begin = min(unit(first), unit(last - 1));
                 block.tile.end = min(max(unit(first), unit(last - 1)) + tile, units.end);
-                current.finish(block.tile);
+                current.arithmetic(block.tile);
             }
         }
     }

@@ -21,7 +21,7 @@ struct ForwardLayout {
     // A stage of a step (cells/cell.h). The projection is the last one: its slots are h' itself, made anew.
     struct Stage {
         Product<T> product;
-        ForwardFunction<T> finish;
+        ForwardFunction<T> arithmetic;
         int64_t units, tile;  // H, or R of the projection, and how many of them one tile has
         T* handed_on;         // [B, Hp]; null: h'
     };
@@ -44,6 +44,7 @@ struct ForwardLayout {
           storage_(storage_of<T>(params.format)),
           stages_(k_.stages + (s_.projection ? 1 : 0)),
           tile_(tile_units<T>(k_)),
+          grain_(max(tile_, 64 / static_cast<int64_t>(sizeof(T)))),
           recurrent_(s_.projection ? s_.projection : s_.hidden),
           hidden_padded_(padded_units(s_.hidden)),
           recurrent_padded_(padded_units(recurrent_)),
@@ -59,7 +60,7 @@ struct ForwardLayout {
         const bool packs_any = s_.rows > kUnpackedRows && storage_.packed;
         const bool packs_h = packs_any && packs_recurrent(weight_bytes), packs_x = packs_any && chunk_ < s_.time;
         packs_tiles_ = packs_any && chunk_ == s_.time;
-        tile_size_ = packs_tiles_ ? s_.input * k_.input.count * round_up(tile_, kUnitAlignment) : 0;
+        tile_size_ = packs_tiles_ ? s_.input * k_.input.count * tile_ : 0;
         tiles_ = arena_.take<T>(threads_ * tile_size_);
         for (int d = 0; d < s_.directions; ++d) lay_out(buffers_[d], p_.weights[d], packs_h, packs_x);
         const auto prepared_size = [](const Product<T>& product) {
@@ -103,7 +104,7 @@ struct ForwardLayout {
             Product<T> product{storage.packed, w.w_hr,          nullptr,           1,       recurrent_, s_.hidden,
                                {0, 1},         k_.gate_of_slot, recurrent_padded_, nullptr, 0};
             take_panels(product);
-            b.stages[k_.stages] = {product, finish_projection, recurrent_, kLanes * kWide, nullptr};
+            b.stages[k_.stages] = {product, copy_to_output, recurrent_, kLanes * kWide, nullptr};
         }
         b.bias = arena_.take<T>(k_.slots * hidden_padded_);
         b.h[0] = arena_.take<T>(s_.batch * recurrent_padded_);
@@ -124,7 +125,7 @@ struct ForwardLayout {
     }
 
     // h' is there: it goes to y
-    static void finish_projection(const ForwardTile<T>& tile) {
+    static void copy_to_output(const ForwardTile<T>& tile) {
         for (int64_t r = 0; r < tile.rows; ++r) {
             __builtin_memcpy(tile.y[r] + tile.begin, tile.out[r] + tile.begin,
                              sizeof(T) * static_cast<size_t>(tile.end - tile.begin));
@@ -137,7 +138,8 @@ struct ForwardLayout {
     const CellTraits& k_;
     const Storage<T> storage_;
     const int stages_;
-    const int64_t tile_;  // units
+    const int64_t tile_;   // units
+    const int64_t grain_;  // units that go to one thread: whole tiles, and no cache line that two threads write
     const int64_t recurrent_, hidden_padded_, recurrent_padded_;
     const bool keeps_slots_;  // the reserve holds the slots
     Arena arena_;

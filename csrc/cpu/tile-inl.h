@@ -1,8 +1,8 @@
 // Where the engine and a cell meet: a stage's arithmetic on a block of rows and some of their units, behind one pointer
 // to a function. An engine's loop is compiled once for all cells.
 //
-// Rows are given by their addresses. Those of h and c before a step, of y and of d_y end at the last unit; all others
-// are padded to padded_units.
+// Rows are given by their addresses. Those of h and c before a step, of y, d_y and operands end at the last unit; all
+// others are padded to padded_units.
 #pragma once
 
 #include "../cells/all.h"
@@ -115,7 +115,10 @@ FASTRNN_NOINLINE void backward_tile(const BackwardTile<T>& tile) {
             }
             if constexpr (k.reads_h && !kLast) unit.d_h = V::load(tile.d_h[r] + u);
             C::template backward<Stage>(unit);
-            for (int i = 0; i < k.gradients(); ++i) values[i].store(d_values + i * padded + u);
+            for (int i = 0; i < k.gradients(); ++i) {
+                // other threads may still multiply what a later stage has made
+                if (!k.belongs_to_later(Stage, i)) values[i].store(d_values + i * padded + u);
+            }
             if constexpr (k.c_saved >= 0) unit.d_c.store(tile.d_c[r] + u);
             if constexpr (k.reads_h) unit.d_h.store(tile.d_h[r] + u);
             if constexpr (!kLast || k.may_project) {

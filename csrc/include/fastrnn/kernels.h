@@ -82,7 +82,7 @@ struct Shape {
     int64_t hidden;                  // H
     int64_t projection;              // P, or 0 for none; LSTM only
     int directions;                  // D: 1, or 2 (the second runs backwards in time)
-    const int64_t* batch_sizes;      // [T], falling: rows that take part in each step; null when all B do
+    const int64_t* batch_sizes;      // [T], falling from B: rows that take part in each step; null when all B do
     bool packed = false;             // rows of x and y lie one after another, a step's after those of the step before
     const int64_t* order = nullptr;  // [B]: row b of a step is row order[b] of states and of unpacked x and y; null: b
 };
@@ -135,7 +135,8 @@ struct ForwardParams {
     void* h_n;        // [D, B, R]; may be h0 where T = 1
     void* c_n;        // [D, B, H]; LSTM only; may be c0 where T = 1
     void* reserve;    // [D, N, S, padded_units(H)], or null when no backward pass follows
-    void* workspace;  // forward_workspace_bytes() bytes, 64-byte aligned, no content expected or left
+    void* workspace;  // as many bytes as asked for with the same null pointers, 64-byte aligned, no content
+                      // expected or left
     int threads;      // at most this many threads work; the result does not depend on it
 };
 
@@ -161,7 +162,7 @@ struct BackwardParams {
     void* d_h0;  // [D, B, R], or null when not wanted
     void* d_c0;  // [D, B, H], or null when not wanted
     WeightGradients d_weights[2];
-    void* workspace;  // backward_workspace_bytes() bytes, 64-byte aligned
+    void* workspace;  // as many bytes as asked for with the same null pointers, 64-byte aligned
     int threads;
 };
 
