@@ -97,7 +97,8 @@ test-emulated: $(VENV)/.torch $(VENV)/.test
 	@rm -rf build/emulated/package
 	@mkdir -p build/emulated/package/fastrnn
 	@cp fastrnn/*.py build/emulated/_C.abi3.so build/emulated/libfastrnn_ops.so build/emulated/package/fastrnn
-	@FASTRNN_EMULATED=1 $(VENV)/bin/pytest $(PYTESTFLAGS) -o pythonpath=build/emulated/package tests/test_cuda.py tests/test_ops.py
+	@FASTRNN_EMULATED=1 $(VENV)/bin/pytest $(PYTESTFLAGS) -o pythonpath=build/emulated/package tests/test_cuda.py tests/test_ops.py \
+		tests/test_toy.py
 
 gpu-test gpu-bench: gpu-%:
 	@nvidia-smi >/dev/null 2>&1 || { echo "gpu-$*: there is no NVIDIA GPU here"; exit 1; }

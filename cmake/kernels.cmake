@@ -45,12 +45,19 @@ add_kernels(fastrnn_kernels)
 add_library(fastrnn::kernels ALIAS fastrnn_kernels)
 set_target_properties(fastrnn_kernels PROPERTIES EXPORT_NAME kernels)
 
-if(FASTRNN_TESTS)
-    # with a cell that the tests add, as a new cell would be added
-    add_kernels(fastrnn_kernels_toy)
-    target_include_directories(fastrnn_kernels_toy PUBLIC csrc tests/csrc)
-    target_compile_definitions(fastrnn_kernels_toy PUBLIC
+# a cell that the tests add, as a new cell would be added; it runs on the CPU
+function(add_toy library)
+    target_include_directories(${library} PUBLIC
+        $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/csrc> $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/tests/csrc>)
+    target_compile_definitions(${library} PUBLIC
         FASTRNN_TEST_CELLS="toy/cells.def" FASTRNN_TEST_CELL_HEADER="toy/indrnn.h")
+endfunction()
+if(FASTRNN_TESTS)
+    add_kernels(fastrnn_kernels_toy)
+    add_toy(fastrnn_kernels_toy)
+endif()
+if(FASTRNN_EMULATED)
+    add_toy(fastrnn_kernels)
 endif()
 
 install(TARGETS fastrnn_kernels EXPORT fastrnn-targets

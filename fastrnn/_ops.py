@@ -196,7 +196,8 @@ def _sizes(call: Call) -> tuple[int, int, int]:
     ):  # packed; the scales have a value a row, a projection comes before them
         hidden = weights[-1].shape[0] // gates
         return batch, weights[4].shape[0] if weights[4].dim() == 2 else hidden, hidden
-    return batch, weights[1].shape[1], weights[1].shape[0] // gates
+    hidden = weights[0].shape[0] // gates
+    return batch, weights[1].shape[1] if _spec.cell_of(spec).recurrent else hidden, hidden
 
 
 def _is_real(x: Tensor) -> bool:

@@ -29,6 +29,7 @@ class Cell:
     states: int  # 1: h; 2: h and c
     has_activation: bool
     may_project: bool
+    recurrent: bool  # takes w_hh and b_hh
     operands: int
 
 

@@ -97,6 +97,7 @@ constexpr bool check_cell(Cell cell) {
     const CellInfo& info = cell_info(cell);
     bool fits = t.gates == info.gates && t.saved == info.saved && t.operands == info.operands;
     fits = fits && (t.c_saved >= 0) == (info.states == 2) && t.may_project == info.may_project;
+    fits = fits && (t.recurrent[0].count > 0) == info.recurrent;
     fits = fits && t.slots >= 1 && t.slots <= kMaxSlots && t.c_saved < t.saved;
     fits = fits && (t.saved == 0 || t.saved >= t.slots);
     fits = fits && t.learned <= t.operands && t.operands <= kMaxOperands;

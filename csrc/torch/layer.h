@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "checks.h"
-#include "fastrnn/kernels.h"
+#include "fastrnn/cuda_plan.h"
 #include "kept_memory.h"
 #include "spec.h"
 
@@ -62,6 +62,7 @@ inline DType dtype_of(ScalarType type) {
 
 struct Layer {
     Spec spec;
+    bool on_cpu;                  // the CPU kernels run it
     ScalarType stored, computed;  // of the tensors given; of those that the kernels are given
     bool widened;                 // stored is a half-precision type, which the CPU kernels do not take
     int32_t dtype_code;           // of computed
@@ -79,8 +80,9 @@ struct Layer {
     Layer(Spec spec_, Tensor x_, std::vector<Tensor> states_, std::vector<Tensor> weights_, MaybeTensor batch_sizes_,
           std::vector<Tensor> operands_)
         : spec(spec_),
+          on_cpu(x_.is_cpu() && !(kEmulated && cuda_runs(spec.cell))),
           stored(x_.scalar_type()),
-          computed(is_half(stored) && x_.is_cpu() && !kEmulated ? ScalarType::Float : stored),
+          computed(is_half(stored) && on_cpu ? ScalarType::Float : stored),
           widened(computed != stored),
           dtype_code(dtype_code_of(computed)),
           reserve_code(stored == ScalarType::Double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32()),
@@ -91,6 +93,7 @@ struct Layer {
           weights(std::move(weights_)),
           operands(std::move(operands_)),
           batch_sizes(std::move(batch_sizes_)) {
+        check(on_cpu || cuda_runs(spec.cell), "fastrnn: no CUDA engine runs the cell ", spec.info().name);
         check(stored == ScalarType::Float || stored == ScalarType::Double || is_half(stored),
               "fastrnn: x must be float32, float64, bfloat16 or float16");
         shape.directions = spec.bidirectional ? 2 : 1;
@@ -138,22 +141,25 @@ struct Layer {
         check(shape.time > 0, "Expected sequence length to be larger than 0 in RNN");
     }
 
+    // weights of a direction are w_ih, w_hh, b_ih, b_hh, w_hr and scales, as many of them as there are
+    int matrices() const { return spec.info().recurrent ? 2 : 1; }
+    int base() const { return matrices() * (spec.has_biases ? 2 : 1); }  // those before w_hr
+
     void read_weights() {
-        const int base = spec.has_biases ? 4 : 2;
         weights_per_direction = static_cast<int>(weights.size()) / shape.directions;
         const ScalarType kept = weights.empty() ? stored : weights[0].scalar_type();
         const bool scaled = kept == ScalarType::Char;
-        const int plain = base + (scaled ? 2 : 0);
+        const int plain = base() + (scaled ? matrices() : 0);
         const bool projected = spec.info().may_project && weights_per_direction == plain + 1;
         check(weights.size() == static_cast<size_t>(shape.directions * (plain + (projected ? 1 : 0))),
               "fastrnn: ", shape.directions, " direction(s) take ", plain, " weights each, got ", weights.size());
         const int64_t gates = spec.info().gates;
         // int8 matrices are packed, so the other weights tell the sizes
-        const Tensor& rows = weights[scaled ? static_cast<size_t>(weights_per_direction - 1) : 1];
+        const Tensor& rows = weights[static_cast<size_t>(scaled ? weights_per_direction - 1 : matrices() - 1)];
         check(rows.dim() == (scaled ? 1 : 2), "fastrnn: w_hh must have 2 dimensions, its scales 1");
         shape.hidden = rows.size(0) / gates;
         if (projected) {
-            const Tensor& w_hr = weights[static_cast<size_t>(base)];
+            const Tensor& w_hr = weights[static_cast<size_t>(base())];
             check(w_hr.dim() == 2, "fastrnn: w_hr must have 2 dimensions");
             shape.projection = w_hr.size(0);
         }
@@ -166,16 +172,14 @@ struct Layer {
         for (int d = 0; d < shape.directions; ++d) {
             Tensor* w = &weights[static_cast<size_t>(d * weights_per_direction)];
             check_matrix("w_ih", w[0], shape.input);
-            check_matrix("w_hh", w[1], recurrent);
-            if (spec.has_biases) {
-                check_shape("b_ih", w[2], {gates * shape.hidden});
-                check_shape("b_hh", w[3], {gates * shape.hidden});
+            if (spec.info().recurrent) check_matrix("w_hh", w[1], recurrent);
+            const char *const biases[] = {"b_ih", "b_hh"}, *const scales[] = {"scale_ih", "scale_hh"};
+            for (int i = 0; i < base() - matrices(); ++i) {
+                check_shape(biases[i], w[matrices() + i], {gates * shape.hidden});
             }
-            if (projected) check_shape("w_hr", w[base], {shape.projection, shape.hidden});
-            if (scaled) {
-                const Tensor* scale = w + base + (projected ? 1 : 0);
-                check_shape("scale_ih", scale[0], {gates * shape.hidden});
-                check_shape("scale_hh", scale[1], {gates * shape.hidden});
+            if (projected) check_shape("w_hr", w[base()], {shape.projection, shape.hidden});
+            for (int i = 0; scaled && i < matrices(); ++i) {
+                check_shape(scales[i], w[base() + (projected ? 1 : 0) + i], {gates * shape.hidden});
             }
         }
         if (scaled) format = WeightFormat::int8;
@@ -183,7 +187,7 @@ struct Layer {
         quantized = kept != stored && format != WeightFormat::plain;
         // torch.nn refuses weights of another dtype than x; biases of x's dtype show that it is meant
         check(!quantized || spec.has_biases, "fastrnn: matrices of fewer bits than x come with biases");
-        check(!quantized || (stored == ScalarType::Float && x.is_cpu() && !kEmulated),
+        check(!quantized || (stored == ScalarType::Float && on_cpu),
               "fastrnn: matrices of fewer bits than x take a float32 x on the CPU");
         for (Tensor& w : weights) {
             if (format != WeightFormat::plain && w.dim() == (scaled ? 5 : 2)) {
@@ -315,10 +319,12 @@ struct Layer {
         p.shape.packed = packed;
         for (int d = 0; d < shape.directions; ++d) {
             const Tensor* w = &weights[static_cast<size_t>(d * weights_per_direction)];
-            const int base = spec.has_biases ? 4 : 2;
-            p.weights[d] = {w[0].data_ptr(), w[1].data_ptr(), spec.has_biases ? w[2].data_ptr() : nullptr,
-                            spec.has_biases ? w[3].data_ptr() : nullptr,
-                            shape.projection ? w[base].data_ptr() : nullptr};
+            const bool recurrent_too = spec.info().recurrent;
+            p.weights[d].w_ih = w[0].data_ptr();
+            if (recurrent_too) p.weights[d].w_hh = w[1].data_ptr();
+            if (spec.has_biases) p.weights[d].b_ih = w[matrices()].data_ptr();
+            if (spec.has_biases && recurrent_too) p.weights[d].b_hh = w[3].data_ptr();
+            if (shape.projection) p.weights[d].w_hr = w[base()].data_ptr();
             for (int i = 0; i < spec.info().operands; ++i) {
                 const Tensor& operand = operands[static_cast<size_t>(d * spec.info().operands + i)];
                 const int64_t dim = operand.dim();
@@ -326,9 +332,9 @@ struct Layer {
                                             dim >= 2 ? shape.hidden : 0};
             }
             if (format != WeightFormat::int8) continue;
-            const Tensor* scale = w + base + (shape.projection ? 1 : 0);
+            const Tensor* scale = w + base() + (shape.projection ? 1 : 0);
             p.weights[d].scale_ih = static_cast<const float*>(scale[0].data_ptr());
-            p.weights[d].scale_hh = static_cast<const float*>(scale[1].data_ptr());
+            if (recurrent_too) p.weights[d].scale_hh = static_cast<const float*>(scale[1].data_ptr());
         }
         const Strides x_strides = strides_of(x);
         p.x = x.data_ptr();

@@ -20,9 +20,9 @@ void run_on_cpu(const ForwardParams& p, const Kernels& kernels) { forward(p, ker
 void run_on_cpu(const BackwardParams& p, const Kernels& kernels) { backward(p, kernels); }
 
 template <class Params>
-void run(Params& p, [[maybe_unused]] const Tensor& x) {
+void run(Params& p, [[maybe_unused]] const Layer& layer) {
 #if defined(FASTRNN_WITH_CUDA)
-    if (kEmulated || !x.is_cpu()) return run_on_cuda(p, x);
+    if (!layer.on_cpu) return run_on_cuda(p, layer.x);
 #endif
     const Kernels& kernels = active_kernels();
     const Workspace workspace(workspace_bytes(p, kernels));
@@ -50,7 +50,7 @@ std::vector<Tensor> run_forward(const Layer& layer, bool training) {
     }
     const Tensor reserve = training ? layer.empty_reserve() : layer.no_reserve();
     p.reserve = training && layer.spec.info().saved ? reserve.data_ptr() : nullptr;
-    run(p, layer.x);
+    run(p, layer);
     for (Tensor& output : outputs) output = layer.narrow(output);
     outputs.push_back(reserve);
     return outputs;
@@ -121,10 +121,10 @@ std::vector<Tensor> run_backward(Layer& layer, std::vector<MaybeTensor> d_output
         };
         WeightGradients& found = p.d_weights[d];
         found.d_w_ih = of(0);
-        found.d_w_hh = of(1);
+        if (cell.recurrent) found.d_w_hh = of(1);
         if (layer.spec.has_biases) {
-            found.d_b_ih = of(2);
-            found.d_b_hh = of(3);
+            found.d_b_ih = of(layer.matrices());
+            if (cell.recurrent) found.d_b_hh = of(3);
         }
         if (s.projection) found.d_w_hr = of(layer.weights_per_direction - 1);
     }
@@ -134,7 +134,7 @@ std::vector<Tensor> run_backward(Layer& layer, std::vector<MaybeTensor> d_output
         p.d_weights[i / count].d_operands[i % count] =
             next(needed, needed ? layer.empty_like_weight(layer.operands[i]) : layer.nothing());
     }
-    run(p, layer.x);
+    run(p, layer);
     for (Tensor& gradient : gradients) gradient = layer.narrow(gradient);
     return gradients;
 }

@@ -20,6 +20,9 @@ struct CudaDevice {
 // "h100", "h200" or "a100": what the plan needs to know of them; false for another name
 bool cuda_device_named(const std::string& name, CudaDevice& device);
 
+// whether the engines have the arithmetic of a cell
+inline constexpr bool cuda_runs(Cell cell) { return cell_info(cell).recurrent && cell_info(cell).operands == 0; }
+
 enum class CudaEngine { steps, grid };
 const char* cuda_engine_name(CudaEngine engine);
 

@@ -35,6 +35,7 @@ struct CellInfo {
     int states;           // 1: h; 2: h and c
     bool has_activation;  // takes an Activation other than tanh
     bool may_project;     // takes w_hr
+    bool recurrent;       // takes w_hh and b_hh
     int operands;         // that it takes
 };
 inline constexpr CellInfo kCells[] = {
@@ -97,9 +98,9 @@ struct Operand {
 // One direction's parameters in the layout of torch.nn; all contiguous.
 struct Weights {
     const void* w_ih;  // [G*H, I]
-    const void* w_hh;  // [G*H, R]
+    const void* w_hh;  // [G*H, R], of a recurrent cell
     const void* b_ih;  // [G*H], or null with b_hh
-    const void* b_hh;  // [G*H]
+    const void* b_hh;  // [G*H], of a recurrent cell
     const void* w_hr;  // [P, H], or null
     // the rows' scales in float32; int8 only
     const float* scale_ih = nullptr;  // [G*H]
