@@ -23,7 +23,7 @@ EXTENSION_SOURCES := setup.py pyproject.toml CMakeLists.txt tools/build_backend.
 	$(wildcard cmake/* csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh csrc/*/*/*.h csrc/*/*/*.def)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test bench lint test-cpp test-sanitized test-install test-wheel test-python test-torch test-emulated \
+.PHONY: demo test bench lint build-cpp test-cpp test-sanitized test-install test-wheel test-python test-torch test-emulated \
 	gpu-test gpu-bench run-gpu-test run-gpu-bench clean
 
 demo: $(VENV)/.examples
@@ -45,10 +45,13 @@ bench: $(VENV)/.bench
 lint: $(VENV)/.lint
 	$(PY) tools/lint.py $(CHECKS)
 
-test-cpp:
-	@echo "-- C++ tests"
+build-cpp:
+	@echo "-- building the kernels and their tests"
 	@cmake $(CMAKE_TESTS) -B build/kernels >/dev/null
 	@cmake --build build/kernels --parallel $(JOBS)
+
+test-cpp: build-cpp
+	@echo "-- C++ tests"
 	@ctest --test-dir build/kernels --output-on-failure --parallel $(JOBS)
 
 test-sanitized:
@@ -61,7 +64,7 @@ test-sanitized:
 	@cmake --build build/thread-sanitized --parallel $(JOBS) --target test_team test_kept_memory
 	@ctest --test-dir build/thread-sanitized --output-on-failure --tests-regex '^(team|kept_memory)$$'
 
-test-install: test-cpp
+test-install: build-cpp
 	@echo "-- the installed CMake package, from a program of its own"
 	@rm -rf build/prefix
 	@cmake --install build/kernels --prefix build/prefix >/dev/null
