@@ -87,14 +87,18 @@ FASTRNN_INLINE Vec<T> sigmoid(Vec<T> x) {
     return one / fma(e.scale, one + e.expm1_r, one);
 }
 
-// (e^2x - 1) / (e^2x + 1)
+// (e^2|x| - 1) / (e^2|x| + 1) with the sign of x; from 1/2 on as 1 - 2 / (e^2|x| + 1), whose rounding a derivative
+// 1 - y^2 near saturation multiplies
 template <class T>
 FASTRNN_INLINE Vec<T> tanh(Vec<T> x) {
     using C = ExpConstants<T>;
     const Vec<T> one{T(1)}, two{T(2)};
-    const SplitExp<T> e = split_exp(clamp_keeping_nan(x + x, -2 * C::kTanhFlat, 2 * C::kTanhFlat));
+    const Vec<T> flat{2 * C::kTanhFlat}, size = absolute(x + x);
+    const SplitExp<T> e = split_exp(select(size > flat, flat, size));
     const Vec<T> expm1 = fma(e.scale, e.expm1_r, e.scale - one);
-    return expm1 / (expm1 + two);
+    const auto small = expm1 < two;
+    const Vec<T> part = select(small, expm1, two) / (expm1 + two);
+    return with_sign(select(small, part, one - part), x);
 }
 
 }  // namespace

@@ -82,6 +82,15 @@ FASTRNN_INLINE Vec<T> absolute(Vec<T> x) {
     return reinterpret_cast<typename Vec<T>::Raw>(reinterpret_cast<Mask>(x.raw) & kMagnitude);
 }
 
+// `size`, which is not negative, with the sign of `sign`
+template <class T>
+FASTRNN_INLINE Vec<T> with_sign(Vec<T> size, Vec<T> sign) {
+    using Mask = typename Vec<T>::Mask;
+    constexpr auto kSign = static_cast<typename Vec<T>::Int>(1ull << (8 * sizeof(T) - 1));
+    return reinterpret_cast<typename Vec<T>::Raw>(reinterpret_cast<Mask>(size.raw) |
+                                                  (reinterpret_cast<Mask>(sign.raw) & kSign));
+}
+
 #if defined(__AVX512F__)
 FASTRNN_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return _mm512_fmadd_ps(a.raw, b.raw, c.raw); }
 FASTRNN_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
