@@ -72,18 +72,12 @@ FASTRNN_INLINE SplitExp<T> split_exp(Vec<T> x) {
     return {reinterpret_cast<typename V::Raw>(bits), q * r};
 }
 
-template <class T>
-FASTRNN_INLINE Vec<T> clamp_keeping_nan(Vec<T> x, T low, T high) {
-    x = select(x < Vec<T>{low}, Vec<T>{low}, x);
-    return select(x > Vec<T>{high}, Vec<T>{high}, x);
-}
-
 // 1 / (1 + e^-x)
 template <class T>
 FASTRNN_INLINE Vec<T> sigmoid(Vec<T> x) {
     using C = ExpConstants<T>;
     const Vec<T> zero{T(0)}, one{T(1)};
-    const SplitExp<T> e = split_exp(clamp_keeping_nan(zero - x, C::kLowest, C::kHighest));
+    const SplitExp<T> e = split_exp(smaller(Vec<T>{C::kHighest}, larger(Vec<T>{C::kLowest}, zero - x)));
     return one / fma(e.scale, one + e.expm1_r, one);
 }
 
@@ -93,8 +87,7 @@ template <class T>
 FASTRNN_INLINE Vec<T> tanh(Vec<T> x) {
     using C = ExpConstants<T>;
     const Vec<T> one{T(1)}, two{T(2)};
-    const Vec<T> flat{2 * C::kTanhFlat}, size = absolute(x + x);
-    const SplitExp<T> e = split_exp(select(size > flat, flat, size));
+    const SplitExp<T> e = split_exp(smaller(Vec<T>{2 * C::kTanhFlat}, absolute(x + x)));
     const Vec<T> expm1 = fma(e.scale, e.expm1_r, e.scale - one);
     const auto small = expm1 < two;
     const Vec<T> part = select(small, expm1, two) / (expm1 + two);
