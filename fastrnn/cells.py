@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fastrnn import _ops, _spec
 from fastrnn._autograd import Refused, layer, reference_layer
-from fastrnn._base import Base, is_alike, is_state, is_uniform, pair_states
+from fastrnn._base import Base, are_strided, is_alike, is_state, is_uniform, pair_states
 from fastrnn._compat import is_any_autocast_enabled
 from fastrnn._ops import Call
 from fastrnn._spec import QUIET, SINGLE_STEP, Choice
@@ -56,7 +56,7 @@ class _Cell(Base, nn.RNNCellBase):
     def _forward_step(self, x: Tensor, hx: Any) -> Any:
         """What the op, whose own checks take no time, makes of the arguments; None where it refuses them."""
         states, weights = self._states(hx), self._weights()
-        if states is None or weights[0].dtype != x.dtype:
+        if states is None or weights[0].dtype != x.dtype or not are_strided(states):
             return None
         try:
             _, *final = layer(Call(self._layer_spec(weights) | QUIET, x, states, weights))

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import _spec
 from fastrnn._autograd import Refused, layer
-from fastrnn._base import Base, is_alike, is_state, is_uniform, pair_states
+from fastrnn._base import Base, are_strided, is_alike, is_state, is_uniform, pair_states
 from fastrnn._compat import is_any_autocast_enabled, weight_names
 from fastrnn._ops import Call
 from fastrnn._spec import QUIET, Choice
@@ -84,7 +84,7 @@ class Layers(Base, nn.RNNBase):
     def _forward_one_layer(self, x: Tensor, hx: Any) -> tuple[Any, Any] | None:
         """What the op, whose own checks take no time, makes of the arguments; None where it refuses them."""
         states, weights = self._states(hx), self._weights()
-        if states is None or self.recompute or weights[0].dtype != x.dtype:
+        if states is None or self.recompute or weights[0].dtype != x.dtype or not are_strided(states):
             return None
         try:
             y, *final = layer(Call(self._layer_spec() | QUIET, x, states, weights))
