@@ -228,11 +228,7 @@ class BackwardPass : BackwardLayout<T> {
         tile.d_values = block.d_values;
         tile.handed_on = handed_on ? block.handed_on : nullptr;
         for (int i = 0; i < k_.operands; ++i) {
-            const Operand& operand = p_.weights[d].operands[i];
-            const T* from = as(operand.data) + now.t * operand.stride_time;
-            for (int64_t r = 0; r < count; ++r) {
-                block.extra[i][r] = from + now.steps.row_of(first + r) * operand.stride_batch;
-            }
+            find_operand_rows(p_.weights[d].operands[i], now.steps, now.t, first, count, block.extra[i]);
             tile.operands[i] = block.extra[i];
         }
     }

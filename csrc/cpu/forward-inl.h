@@ -257,11 +257,7 @@ class ForwardPass : ForwardLayout<T> {
         tile.y = last ? block.y : nullptr;
         tile.keeps = keeps_slots_;
         for (int i = 0; i < k_.operands; ++i) {
-            const Operand& operand = p_.weights[now.d].operands[i];
-            const T* from = static_cast<const T*>(operand.data) + now.t * operand.stride_time;
-            for (int64_t r = 0; r < count; ++r) {
-                block.extra[i][r] = from + now.steps.row_of(first + r) * operand.stride_batch;
-            }
+            find_operand_rows(p_.weights[now.d].operands[i], now.steps, now.t, first, count, block.extra[i]);
             tile.operands[i] = block.extra[i];
         }
     }

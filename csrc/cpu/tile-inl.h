@@ -6,6 +6,7 @@
 #pragma once
 
 #include "../cells/all.h"
+#include "../cells/rows.h"
 #include "math-inl.h"
 
 namespace fastrnn {
@@ -54,6 +55,14 @@ FASTRNN_INLINE Vec<T> load_units(const T* row, int64_t u, int64_t hidden) {
 template <class T>
 FASTRNN_INLINE void store_units(Vec<T> v, T* row, int64_t u, int64_t hidden) {
     u + Vec<T>::kLanes <= hidden ? v.store(row + u) : store_partial(v, row + u, hidden - u);
+}
+
+// the rows first .. first + count of an operand at time t
+template <class T>
+void find_operand_rows(const Operand& operand, const Steps& steps, int64_t t, int64_t first, int64_t count,
+                       const T** rows) {
+    const T* const from = static_cast<const T*>(operand.data) + t * operand.stride_time;
+    for (int64_t r = 0; r < count; ++r) rows[r] = from + steps.row_of(first + r) * operand.stride_batch;
 }
 
 template <class C, int Stage>
