@@ -47,6 +47,7 @@ def processes() -> Iterator[tuple[int, int]]:
     dist.init_process_group("gloo")
     try:
         yield dist.get_rank(), dist.get_world_size()
+        dist.barrier()  # one that leaves early may find the other still sending, and abort
     finally:
         dist.destroy_process_group()
 
