@@ -171,9 +171,8 @@ class Stream:
         ):  # an output of two steps ago
             x = x.clone()
             address = x.data_ptr()
-        threads = torch.get_num_threads()
         for call, output in calls:
-            forward_by_address(call, address, threads)
+            forward_by_address(call, address)
             address = output
         increment_version(y)  # a backward pass that still needs the last step's values then says so
         self._turn = 1 - self._turn

@@ -7,12 +7,12 @@
 
 namespace {
 
-// forward(step, x, threads): step is a bytes object that holds a FastrnnStep, x an address
+// forward(step, x): step is a bytes object that holds a FastrnnStep, x an address
 PyObject* forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
     char* bytes = nullptr;
     Py_ssize_t size = 0;
-    if (count != 3) {
-        PyErr_Format(PyExc_TypeError, "forward takes 3 arguments, got %zd", count);
+    if (count != 2) {
+        PyErr_Format(PyExc_TypeError, "forward takes 2 arguments, got %zd", count);
         return nullptr;
     }
     if (PyBytes_AsStringAndSize(args[0], &bytes, &size) < 0) return nullptr;
@@ -23,11 +23,10 @@ PyObject* forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
     }
     std::memcpy(&step, bytes, sizeof step);
     const void* const x = PyLong_AsVoidPtr(args[1]);
-    const int threads = static_cast<int>(PyLong_AsLong(args[2]));
     if (PyErr_Occurred()) return nullptr;
     const char* failure = nullptr;
     Py_BEGIN_ALLOW_THREADS;
-    failure = fastrnn_step(&step, x, threads);
+    failure = fastrnn_step(&step, x);
     Py_END_ALLOW_THREADS;
     if (failure) {
         PyErr_SetString(PyExc_RuntimeError, failure);

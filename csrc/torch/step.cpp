@@ -1,6 +1,8 @@
 // fastrnn/stream.py checks what it passes.
 #include "step.h"
 
+#include <torch/csrc/stable/ops.h>
+
 #include <exception>
 #include <string>
 
@@ -10,7 +12,7 @@
 namespace fastrnn {
 namespace {
 
-void run(const FastrnnStep& step, const void* x, int threads) {
+void run(const FastrnnStep& step, const void* x) {
     ForwardParams p{};
     p.cell = static_cast<Cell>(step.cell);
     p.activation = static_cast<Activation>(step.activation);
@@ -31,7 +33,7 @@ void run(const FastrnnStep& step, const void* x, int threads) {
     p.weights[0] = {step.w_ih, step.w_hh, step.b_ih, step.b_hh, step.w_hr};
     p.weights[0].scale_ih = step.scale_ih;
     p.weights[0].scale_hh = step.scale_hh;
-    p.threads = threads;
+    p.threads = static_cast<int>(torch::stable::get_num_threads());
     const Kernels& kernels = active_kernels();
     const Workspace workspace(forward_workspace_bytes(p, kernels));
     p.workspace = workspace.data();
@@ -41,10 +43,10 @@ void run(const FastrnnStep& step, const void* x, int threads) {
 }  // namespace
 }  // namespace fastrnn
 
-const char* fastrnn_step(const FastrnnStep* step, const void* x, int threads) {
+const char* fastrnn_step(const FastrnnStep* step, const void* x) {
     thread_local std::string failure;
     try {
-        fastrnn::run(*step, x, threads);
+        fastrnn::run(*step, x);
         return nullptr;
     } catch (const std::exception& error) {
         failure = error.what();

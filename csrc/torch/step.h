@@ -17,5 +17,5 @@ struct FastrnnStep {
 };
 
 // x: [B, I]. Returns null, or why it failed, which holds until this thread's next call.
-__attribute__((visibility("default"))) const char* fastrnn_step(const FastrnnStep* step, const void* x, int threads);
+__attribute__((visibility("default"))) const char* fastrnn_step(const FastrnnStep* step, const void* x);
 }
