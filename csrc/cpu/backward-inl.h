@@ -61,7 +61,9 @@ class BackwardPass : BackwardLayout<T> {
             run_direction(d, place, thread);
         }
         if (!p_.d_x) return;
-        if (offsets_ && !s_.packed) clear_rest(split(s_.batch, 1, thread, threads));
+        if (offsets_ && !s_.packed) {
+            clear_rest(d_x(), steps_of(0), split(s_.batch, 1, thread, threads), {0, s_.input});
+        }
         if (s_.directions == 1) return;
         place.world.wait();
         add_second_d_x(split(s_.rows, 1, thread, threads));
@@ -162,15 +164,10 @@ class BackwardPass : BackwardLayout<T> {
 
     // -- a stage of a step --------------------------------------------------------------------------------------------
 
-    // a row of [D, B, width], or zeros
-    const T* state_row(const void* state, int d, const Steps& steps, int64_t b, int64_t width) const {
-        return state ? as(state) + (d * s_.batch + steps.row_of(b)) * width : zeros_;
-    }
-
     // the state h before a step of row b
     const T* previous_h(int d, const Steps& steps, int64_t step, int64_t b) const {
         return steps.carries(step, b) ? y(d).at(steps, steps.time_of(step - 1), b)
-                                      : state_row(p_.h0, d, steps, b, recurrent_);
+                                      : state_row(p_.h0, zeros_, steps, d, b, recurrent_);
     }
 
     const T* saved_row(int d, int64_t row) const {
@@ -178,7 +175,7 @@ class BackwardPass : BackwardLayout<T> {
     }
 
     const T* previous_c(int d, const Steps& steps, int64_t step, int64_t b) const {
-        if (!steps.carries(step, b)) return state_row(p_.c0, d, steps, b, s_.hidden);
+        if (!steps.carries(step, b)) return state_row(p_.c0, zeros_, steps, d, b, s_.hidden);
         return saved_row(d, steps.first_row(steps.time_of(step - 1)) + b) + k_.c_saved * hidden_padded_;
     }
 
@@ -278,16 +275,6 @@ class BackwardPass : BackwardLayout<T> {
             T* to = d_x().at(steps, row);
             const T* from = buffers_[1].d_x + row * s_.input;
             for (int64_t i = 0; i < s_.input; ++i) to[i] += from[i];
-        }
-    }
-
-    // gradients of x of rows at times that they take no part in
-    void clear_rest(Range rows) {
-        const Steps steps = steps_of(0);
-        for (int64_t b = rows.begin; b < rows.end; ++b) {
-            for (int64_t t = steps.length(b); t < s_.time; ++t) {
-                __builtin_memset(d_x().at(steps, t, b), 0, sizeof(T) * static_cast<size_t>(s_.input));
-            }
         }
     }
 

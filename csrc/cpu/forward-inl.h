@@ -130,7 +130,9 @@ class ForwardPass : ForwardLayout<T> {
             }
         }
         write_final_state(d, steps, rows, place);
-        if (offsets_ && !s_.packed) clear_rest(d, steps, rows, place);
+        if (!offsets_ || s_.packed) return;
+        const Rows<T> y{static_cast<T*>(p_.y) + d * recurrent_, {p_.y_stride_time, p_.y_stride_batch, false}};
+        clear_rest(y, steps, rows, columns_of(place));
     }
 
     // where the slots of a row lie: in the reserve when they are kept, else in the chunk's buffer
@@ -204,15 +206,9 @@ class ForwardPass : ForwardLayout<T> {
 
     // -- a stage of a step --------------------------------------------------------------------------------------------
 
-    // a row of [D, B, width], or zeros
-    const T* state_row(const void* state, const Moment& now, int64_t b, int64_t width) const {
-        const int64_t row = now.d * s_.batch + now.steps.row_of(b);
-        return state ? static_cast<const T*>(state) + row * width : zeros_;
-    }
-
     const T* previous_h(const Moment& now, int64_t b) const {
         if (now.steps.carries(now.step, b)) return buffers_[now.d].h[now.step & 1] + b * recurrent_padded_;
-        return state_row(p_.h0, now, b, recurrent_);
+        return state_row(p_.h0, zeros_, now.steps, now.d, b, recurrent_);
     }
 
     // what a stage's product multiplies
@@ -243,7 +239,8 @@ class ForwardPass : ForwardLayout<T> {
             if (last) block.y[r] = y.at(now.steps, now.t, b);
             if (k_.c_saved < 0) continue;
             block.c_next[r] = buffers.c + b * hidden_padded_;
-            block.c[r] = now.steps.carries(now.step, b) ? block.c_next[r] : state_row(p_.c0, now, b, s_.hidden);
+            block.c[r] = now.steps.carries(now.step, b) ? block.c_next[r]
+                                                        : state_row(p_.c0, zeros_, now.steps, now.d, b, s_.hidden);
         }
         ForwardTile<T>& tile = block.tile;
         tile.rows = count;
@@ -324,18 +321,6 @@ class ForwardPass : ForwardLayout<T> {
             if (k_.c_saved < 0) continue;
             copy(buffers_[d].c + b * hidden_padded_ + units.begin,
                  static_cast<T*>(p_.c_n) + row * s_.hidden + units.begin, units.end - units.begin);
-        }
-    }
-
-    // outputs of rows at times that they take no part in
-    void clear_rest(int d, const Steps& steps, Range rows, const Place& place) {
-        const Rows<T> y{static_cast<T*>(p_.y) + d * recurrent_, {p_.y_stride_time, p_.y_stride_batch, false}};
-        const Range columns = columns_of(place);
-        for (int64_t b = rows.begin; b < rows.end; ++b) {
-            for (int64_t t = steps.length(b); t < s_.time; ++t) {
-                __builtin_memset(y.at(steps, t, b) + columns.begin, 0,
-                                 sizeof(T) * static_cast<size_t>(columns.end - columns.begin));
-            }
         }
     }
 };

@@ -40,6 +40,23 @@ struct Rows {
     T* at(const Steps& steps, int64_t row) const { return base + strides.at(steps, row); }
 };
 
+// row b of direction d of a state [D, B, width], or zeros where there is none
+template <class T>
+const T* state_row(const void* state, const T* zeros, const Steps& steps, int d, int64_t b, int64_t width) {
+    return state ? static_cast<const T*>(state) + (d * steps.batch + steps.row_of(b)) * width : zeros;
+}
+
+// zero in `columns` of rows at times that they take no part in
+template <class T>
+void clear_rest(const Rows<T>& sequence, const Steps& steps, Range rows, Range columns) {
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+        for (int64_t t = steps.length(b); t < steps.time; ++t) {
+            __builtin_memset(sequence.at(steps, t, b) + columns.begin, 0,
+                             sizeof(T) * static_cast<size_t>(columns.end - columns.begin));
+        }
+    }
+}
+
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
