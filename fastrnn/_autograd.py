@@ -18,44 +18,65 @@ class Refused(Exception):
     """A quiet call's arguments do not fit, and nothing was done."""
 
 
-def layer(call: Call, recompute: bool = False) -> Sequence[Tensor]:
-    """One layer: (y, *final_states).
+def layer(
+    spec: int,
+    x: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None = None,
+    operands: Sequence[Tensor] = (),
+    recompute: bool = False,
+) -> Sequence[Tensor]:
+    """One layer, arguments as of a :class:`fastrnn._ops.Call`: (y, *final_states), of a single step (*final_states,).
 
     Raises:
         Refused: of a quiet call alone
     """
     if is_in_forward_ad():
-        return reference_layer(call)
-    if is_transformed() or (torch.is_grad_enabled() and _differentiates(call)):
-        function: Any = _RecomputedLayer if recompute and _may_recompute(call) else _Layer
-        outputs: tuple[Tensor, ...] = function.apply(*_flatten(call))
-        return outputs[: 1 + _spec.cell_of(call.spec).states]
-    found = _ops.forward(call, False)
+        return reference_layer(spec, x, states, weights, batch_sizes, operands)
+    if is_transformed() or (torch.is_grad_enabled() and _differentiates(x, states, weights, operands)):
+        call = Call(spec, x, states, weights, batch_sizes, operands)
+        if recompute and _may_recompute(call):
+            outputs: tuple[Tensor, ...] = _RecomputedLayer.apply(*_flatten(call))  # type: ignore[no-untyped-call]
+        else:
+            outputs = _Layer.apply(*_flatten(call))[:-1]  # type: ignore[no-untyped-call]
+        return outputs
+    found = _ops.forward(spec, x, states, weights, batch_sizes, operands, False)
     if not found:
         raise Refused
-    return found[:-1]
+    return found
 
 
-def reference_layer(call: Call) -> tuple[Tensor, ...]:
+def reference_layer(
+    spec: int,
+    x: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None = None,
+    operands: Sequence[Tensor] = (),
+) -> tuple[Tensor, ...]:
     """:func:`layer` by the reference alone."""
-    spec, x, states, weights, batch_sizes, operands = call
     if spec & _spec.QUIET:
         raise Refused  # it does not check its arguments
     if spec & _spec.SINGLE_STEP:
-        batch = call._replace(spec=spec & ~_spec.SINGLE_STEP, x=x[None], states=[s[None] for s in states])
-        return tuple(y[0] for y in reference_layer(batch))
+        whole = spec & ~_spec.SINGLE_STEP
+        _, *final = reference_layer(whole, x[None], [s[None] for s in states], weights, None, operands)
+        return tuple(s[0] for s in final)
     family, choice = _spec.family_of(spec)
     flags = (bool(spec & bit) for bit in (_spec.HAS_BIASES, _spec.BATCH_FIRST, _spec.BIDIRECTIONAL))
     initial = states or (None,) * family.states
     return family.reference(x, *initial, weights, batch_sizes, *operands, *flags, *choice)
 
 
-def _differentiates(call: Call) -> bool:
+def _differentiates(x: Tensor, *others: Sequence[Tensor]) -> bool:
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return False  # a trace can hold the ops only
-    for tensor in _inputs(call):  # noqa: SIM110  any() takes twice as long
-        if tensor.requires_grad:
-            return True
+    if x.requires_grad:
+        return True
+    for tensors in others:
+        for tensor in tensors:  # any() takes twice as long
+            if tensor.requires_grad:
+                return True
     return False
 
 
@@ -149,11 +170,11 @@ class _MappedOneByOne(Function):
 
 
 class _Layer(_MappedOneByOne):
-    """(*flat call) -> (y, *final_states, reserve)"""
+    """(*flat call) -> layer's results, reserve"""
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        outputs = _ops.forward(_unflatten(*inputs), True)
+        outputs = _ops.forward(*_unflatten(*inputs), True)
         if not outputs:
             raise Refused
         return tuple(outputs)
@@ -199,7 +220,7 @@ class _RecomputedLayer(Function):
         needs = _needs(call, wanted)
         if torch.is_grad_enabled():  # for a second derivative; it keeps everything
             fixed = _with_inputs(call, [tensor.detach() for tensor in _inputs(call)])
-            y, *_, reserve = _ops.forward(fixed, True)
+            y, *_, reserve = _ops.forward(*fixed, True)
             gradients = _differentiable(_Pass(call, needs, y, reserve, d_outputs))
         else:
             gradients = backward_in_chunks(call, kept, d_outputs, needs)
@@ -222,7 +243,7 @@ class _LayerBackward(_MappedOneByOne):
 
     @staticmethod
     def backward(ctx: Any, *d_gradients: Tensor | None) -> tuple[Any, ...]:
-        outputs = 1 + _spec.cell_of(ctx.spec).states
+        outputs = _spec.outputs_of(ctx.spec)
         tensors, d_outputs = ctx.saved_tensors[:-outputs], ctx.saved_tensors[-outputs:]
         call = _unflatten(ctx.spec, ctx.states, *tensors)
         inputs = _inputs(call)
@@ -256,7 +277,7 @@ def _reference_vjp(
     """The gradients of the inputs, as a function that torch.func can differentiate."""
 
     def outputs(*inputs: Tensor) -> tuple[Tensor, ...]:
-        found = reference_layer(_with_inputs(call, inputs))
+        found = reference_layer(*_with_inputs(call, inputs))
         return tuple(y for y, d in zip(found, d_outputs, strict=True) if d is not None)
 
     return _vjp(outputs, inputs)[1](tuple(_present(d_outputs)))
@@ -266,7 +287,7 @@ def _batched_gradients(call: Call, d_outputs: Sequence[Tensor | None]) -> list[T
     """The gradients of the inputs where those of the outputs are batches."""
     leaves = [tensor.detach().requires_grad_() for tensor in _inputs(call)]
     with torch.enable_grad():
-        outputs = reference_layer(_with_inputs(call, leaves))
+        outputs = reference_layer(*_with_inputs(call, leaves))
     used = [(y, d) for y, d in zip(outputs, d_outputs, strict=True) if d is not None]
     return list(torch.autograd.grad([y for y, _ in used], leaves, [d for _, d in used], allow_unused=True))
 

@@ -12,6 +12,6 @@ except ImportError as error:
         "the fastrnn/ folder of the source tree where Python is started there."
     ) from error
 
-forward_by_address = _extension.forward  # csrc/torch/step.h
+forward_by_address, own_watch = _extension.forward, _extension.own_watch  # csrc/torch/step.h
 # the ops, for programs without Python
 library_path = Path(str(_extension.__file__)).with_name("libfastrnn_ops.so")

@@ -7,15 +7,15 @@ An op runs one layer, both directions in one call:
   -> [d_x, *d_states, *d_weights, *d_operands]``
 
 x is [T, B, I], [B, T, I] if batch_first, or [N, I] if batch_sizes [T] is given, with any strides; or [B, I] if the spec
-says single step, and then the states and their gradients lack their first dimension. states are h0 [D, B, R] and, for
-an LSTM, c0 [D, B, H], or none at all for zeros; packed input needs them. weights are torch's flat list of the layer.
-Without training the matrices may be bfloat16, or int8 as :mod:`fastrnn.quantized` packs them, with the scales of w_ih
-and w_hh behind the other weights of the direction; x and the rest are then float32. operands are what a cell takes
-beside its gates, for each direction, each [H], [B, H] or [T, B, H]. spec is made by :mod:`fastrnn._spec`; a quiet
-layer_forward returns [] instead of an error for arguments that do not fit. y has x's layout and D*R features. reserve
-[D, N, S, padded_units(H)] is what backward needs to know, [0] without training. d_outputs are the gradients of y and of
-the final states, None for zeros. needs says which gradients to compute; those that are not needed come back with
-shape [0].
+says single step, and then the states and their gradients lack their first dimension, and y, which is h, is not returned
+by itself. states are h0 [D, B, R] and, for an LSTM, c0 [D, B, H], or none at all for zeros; packed input needs them.
+weights are torch's flat list of the layer. Without training the matrices may be bfloat16, or int8 as
+:mod:`fastrnn.quantized` packs them, with the scales of w_ih and w_hh behind the other weights of the direction; x and
+the rest are then float32. operands are what a cell takes beside its gates, for each direction, each [H], [B, H] or
+[T, B, H]. spec is made by :mod:`fastrnn._spec`; a quiet layer_forward returns [] instead of an error for arguments
+that do not fit. y has x's layout and D*R features. Without training there is no reserve [D, N, S, padded_units(H)],
+which is what backward needs to know. d_outputs are the gradients of the outputs but of reserve, None for zeros. needs
+says which gradients to compute; those that are not needed come back with shape [0].
 """
 
 import os
@@ -99,9 +99,16 @@ def device_has_kernels(device: str) -> bool:
     return device in _DEVICES
 
 
-def forward(call: Call, training: bool) -> list[Tensor]:
-    """[y, *final_states, reserve], or [] if the op, being quiet, refuses the arguments."""
-    spec, x, states, weights, batch_sizes, operands = call
+def forward(
+    spec: int,
+    x: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    operands: Sequence[Tensor],
+    training: bool,
+) -> list[Tensor]:
+    """[y, *final_states], with a reserve if training; or [] if the op, being quiet, refuses the arguments."""
     op = _FORWARD if torch.compiler.is_compiling() else _DIRECT_FORWARD
     found: list[Tensor] = op(x, states, weights, batch_sizes, operands, spec, training)
     return found
@@ -234,12 +241,14 @@ def _fake_forward(
     call = Call(spec, x, states, weights, batch_sizes, operands)
     _, recurrent, hidden = _sizes(call)
     directions = 2 if spec & _spec.BIDIRECTIONAL else 1
-    rows = x.shape[0] if x.dim() == 2 else x.shape[0] * x.shape[1]
-    reserve = x.new_empty(
-        (directions, rows, _spec.cell_of(spec).saved, _spec.padded_units(hidden)) if training else (0,),
-        dtype=torch.float64 if x.dtype == torch.float64 else torch.float32,
-    )
-    return [x.new_empty((*x.shape[:-1], directions * recurrent)), *_empty_states(call), reserve]
+    outputs = _empty_states(call)
+    if not spec & _spec.SINGLE_STEP:
+        outputs.insert(0, x.new_empty((*x.shape[:-1], directions * recurrent)))
+    if training:
+        rows = x.shape[0] if x.dim() == 2 else x.shape[0] * x.shape[1]
+        shape = (directions, rows, _spec.cell_of(spec).saved, _spec.padded_units(hidden))
+        outputs.append(x.new_empty(shape, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32))
+    return outputs
 
 
 def _fake_backward(

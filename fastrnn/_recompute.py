@@ -67,14 +67,14 @@ def forward_in_chunks(call: Call) -> tuple[tuple[Tensor, ...], list[Tensor]]:
     """(y, *final_states), and the states that the chunks but the first begin with."""
     chunks = chunks_of(call)
     if len(chunks) == 1:
-        return tuple(_ops.forward(call, False)[:-1]), []
+        return tuple(_ops.forward(*call, False)), []
     x, wide = call.x, _widened(call)
     y = x.new_empty((*x.shape[:-1], call.weights[1].shape[1]))
     finals: list[Tensor] = []
     kept: list[Tensor] = []
     states = wide.states
     for index, chunk in enumerate(chunks):
-        y_chunk, *last, _ = _ops.forward(_part(wide, x, chunk, states), False)
+        y_chunk, *last = _ops.forward(*_part(wide, x, chunk, states), False)
         chunk.of(y).copy_(y_chunk)
         if index == 0:
             finals = [state.clone() for state in last]
@@ -92,7 +92,7 @@ def backward_in_chunks(
     """(d_x, *d_states, *d_weights, *d_operands), with shape [0] where they are not needed."""
     chunks = chunks_of(call)
     if len(chunks) == 1:
-        y, *_, reserve = _ops.forward(call, True)
+        y, *_, reserve = _ops.forward(*call, True)
         return tuple(_ops.backward(call, y, reserve, d_outputs, needs))
     x, wide, count = call.x, _widened(call), len(d_outputs) - 1
     d_y, *d_finals = d_outputs
@@ -105,7 +105,7 @@ def backward_in_chunks(
         part = _part(wide, x, chunk, states)
         d_ends = [_joined(chunk, after, final) for after, final in zip(d_states, d_finals, strict=True)]
         d_chunk = (None if d_y is None else chunk.of(d_y), *d_ends)
-        y, *_, reserve = _ops.forward(part, True)
+        y, *_, reserve = _ops.forward(*part, True)
         d_x_part, *rest = _ops.backward(
             part,
             y,

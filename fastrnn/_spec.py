@@ -130,6 +130,11 @@ def cell_of(spec: int) -> Cell:
     return CELLS[spec >> _CELL_FIRST & _CELL_MASK]
 
 
+def outputs_of(spec: int) -> int:
+    """y and the final states; of a single step the states alone."""
+    return cell_of(spec).states + (0 if spec & SINGLE_STEP else 1)
+
+
 def enumerators_of(spec: int) -> tuple[int, int]:
     """Those of the cell and of the activation in csrc/include/fastrnn/kernels.h."""
     return spec >> _CELL_FIRST & _CELL_MASK, spec >> _ACTIVATION_FIRST & _ACTIVATION_MASK

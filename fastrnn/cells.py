@@ -10,7 +10,6 @@ from fastrnn import _ops, _spec
 from fastrnn._autograd import Refused, layer, reference_layer
 from fastrnn._base import Base, are_strided, is_alike, is_state, is_uniform, pair_states
 from fastrnn._compat import is_any_autocast_enabled
-from fastrnn._ops import Call
 from fastrnn._spec import QUIET, SINGLE_STEP, Choice
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
@@ -48,7 +47,7 @@ class _Cell(Base, nn.RNNCellBase):
         unbatched = input.dim() == 1
         if unbatched:
             input, states = input[None], [s[None] for s in states]
-        _, *final = run(Call(self._layer_spec(weights), input, states, weights))
+        final = run(self._layer_spec(weights), input, states, weights)
         if unbatched:
             final = [s[0] for s in final]
         return tuple(final) if len(final) > 1 else final[0]
@@ -59,7 +58,7 @@ class _Cell(Base, nn.RNNCellBase):
         if states is None or weights[0].dtype != x.dtype or not are_strided(states):
             return None
         try:
-            _, *final = layer(Call(self._layer_spec(weights) | QUIET, x, states, weights))
+            final = layer(self._layer_spec(weights) | QUIET, x, states, weights)
         except Refused:
             return None
         except RuntimeError:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from fastrnn import _cuda, _ops
 from fastrnn._autograd import layer, reference_layer
-from fastrnn._ops import Call
 from fastrnn._spec import BATCH_FIRST, BIDIRECTIONAL, GRU, HAS_BIASES, LSTM, RNN, cell_of, family_of
 
 __all__ = ["gru", "lstm", "rnn"]
@@ -188,7 +187,7 @@ def run_layers(
     elif batch_sizes is not None:
         initial = _zeros(stack, x, weights, batch_sizes)
     if num_layers == 1:
-        return tuple(run_layer(Call(spec, x, initial, weights, batch_sizes)))
+        return tuple(run_layer(spec, x, initial, weights, batch_sizes))
 
     # between layers time comes first: rows of a step lie together, and dropout draws in torch's order
     batch_first = spec & BATCH_FIRST if batch_sizes is None else 0
@@ -203,7 +202,7 @@ def run_layers(
         if index == num_layers - 1 and batch_first:
             x, spec = x.transpose(0, 1), spec | batch_first
         start = [s[index * directions : (index + 1) * directions] for s in initial]
-        x, *final = run_layer(Call(spec, x, start, weights[index * count : (index + 1) * count], batch_sizes))
+        x, *final = run_layer(spec, x, start, weights[index * count : (index + 1) * count], batch_sizes)
         finals.append(final)
     return x, *(torch.cat(parts) for parts in zip(*finals, strict=True))
 

@@ -15,7 +15,6 @@ from fastrnn import _spec
 from fastrnn._autograd import Refused, layer
 from fastrnn._base import Base, are_strided, is_alike, is_state, is_uniform, pair_states
 from fastrnn._compat import is_any_autocast_enabled, weight_names
-from fastrnn._ops import Call
 from fastrnn._spec import QUIET, Choice
 from fastrnn.functional import Stack, run_stack
 
@@ -87,14 +86,14 @@ class Layers(Base, nn.RNNBase):
         if states is None or self.recompute or weights[0].dtype != x.dtype or not are_strided(states):
             return None
         try:
-            y, *final = layer(Call(self._layer_spec() | QUIET, x, states, weights))
+            found = layer(self._layer_spec() | QUIET, x, states, weights)
         except Refused:
             return None
         except RuntimeError:
             if is_uniform(weights):
                 raise
             return None  # a weight is no tensor, so there was no call
-        return y, final[0] if len(final) == 1 else tuple(final)
+        return (found[0], found[1]) if len(found) == 2 else (found[0], (found[1], found[2]))
 
     def _layer_spec(self) -> int:
         return self._cell.spec(self._choice(), self.bias, self.batch_first, self.bidirectional)

@@ -2,7 +2,6 @@
 
 import struct
 from collections.abc import Sequence
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +10,7 @@ from torch.autograd.graph import increment_version
 from torch.utils.dlpack import from_dlpack
 
 from fastrnn._compat import FakeTensor, weight_names
-from fastrnn._library import forward_by_address
+from fastrnn._library import forward_by_address, own_watch
 from fastrnn._spec import FACTS, CellSpec, Choice, enumerators_of, family_of_module
 from fastrnn.quantized import MATRIX_DTYPES, packed_shape
 
@@ -19,8 +18,6 @@ __all__ = ["Stream"]
 
 _DTYPES = {torch.float32: False, torch.float64: True}
 _STEP_CALL = struct.Struct("8q10P")  # of csrc/torch/step.h
-
-_address, _storage = Tensor.data_ptr, Tensor.untyped_storage
 
 _Weight = tuple[tuple[int, ...], torch.dtype]  # shape and dtype
 
@@ -117,7 +114,7 @@ class Stream:
         form = _form_of(module)
         _, self._dtype = _readable_weights(module, form)
         self._module, self._form = module, form
-        self._read, self._place = itemgetter(*form.names), form.place
+        self._place = form.place
         self.batch_size = batch_size
         self.input_size = form.input_size
         self._states = [
@@ -154,26 +151,20 @@ class Stream:
         address = x.data_ptr() if type(x) is Tensor or not isinstance(x, FakeTensor) else 0
         if not address and x.numel():
             raise ValueError(f"Stream.step takes a tensor with memory of its own, not {type(x).__name__}")
-        calls, target, y = self._turns[self._turn]
-        try:
-            weights = self._read(self._module.__dict__[self._place])
-            moved = (
-                list(map(_address, weights)) != self._addresses
-                or list(map(len, map(_storage, weights))) != self._sizes
-            )
-        except (KeyError, TypeError, RuntimeError):  # a name without a tensor, a tensor without memory
-            moved = True
-        if moved or y.data_ptr() != target or y.shape != self._output_shape or y.requires_grad:
-            self._prepare()
-            calls, target, y = self._turns[self._turn]
+        calls, watch, target, y = self._turns[self._turn]
         if (
             address < target + self._output_bytes and target < address + self._input_bytes
         ):  # an output of two steps ago
             x = x.clone()
             address = x.data_ptr()
-        for call, output in calls:
-            forward_by_address(call, address)
-            address = output
+        module, names = self._module.__dict__, self._form.names
+        if y.requires_grad or not forward_by_address(
+            calls, watch, address, module[self._place], names, self._weights
+        ):
+            self._prepare()
+            calls, watch, _, y = self._turns[self._turn]
+            if not forward_by_address(calls, watch, address, module[self._place], names, self._weights):
+                raise RuntimeError("Stream: another thread changes the module's weights")
         increment_version(y)  # a backward pass that still needs the last step's values then says so
         self._turn = 1 - self._turn
         return y
@@ -192,6 +183,7 @@ class Stream:
     def _prepare(self) -> None:
         """The kernel calls of both turns, from where the weights and the outputs are."""
         weights, dtype = _readable_weights(self._module, self._form)
+        known = self._module.__dict__[self._place]
         if dtype != self._dtype or _form_of(self._module) != self._form:
             raise RuntimeError(
                 "Stream: the module's dtype, sizes or options are not those of its making; make a new Stream"
@@ -199,14 +191,21 @@ class Stream:
         for turn, (memory, y) in enumerate(self._outputs):
             if y.data_ptr() != memory.data_ptr() or y.shape != self._output_shape or y.requires_grad:
                 self._outputs[turn] = self._new_output()
-        self._turns = [(self._calls(weights, memory), memory.data_ptr(), y) for memory, y in self._outputs]
-        self._weights = weights  # their memory stays while a step reads it
-        self._addresses = [weight.data_ptr() for weight in weights]
-        self._sizes = [len(weight.untyped_storage()) for weight in weights]
+        self._weights = tuple(known[name] for name in self._form.names)
+        with torch.no_grad():
+            self._turns = [
+                (
+                    self._calls(weights, memory),
+                    own_watch(torch.ops.fastrnn.watch([*self._weights, y])),
+                    memory.data_ptr(),
+                    y,
+                )
+                for memory, y in self._outputs
+            ]
 
-    def _calls(self, weights: Sequence[Tensor], last: Tensor) -> list[tuple[bytes, int]]:
-        """For each layer what its step needs but for x, and the address of its output."""
-        form, calls = self._form, []
+    def _calls(self, weights: Sequence[Tensor], last: Tensor) -> bytes:
+        """For each layer what its step needs but for x."""
+        form, calls = self._form, b""
         weight_format = FACTS["weight_formats"].index(form.weight_format or "plain")
         spec = form.cell.spec(form.choice, form.bias)
         kind = (*enumerators_of(spec), _DTYPES[self._dtype], weight_format)
@@ -218,9 +217,16 @@ class Stream:
             scales = [given.pop(-2), given.pop()] if form.weight_format == "int8" else [0, 0]
             w_hr = given.pop() if form.proj_size else 0
             biases = given[2:] or [0, 0]
-            y = output.data_ptr()
-            addresses = (state[0], state[1] if len(state) > 1 else 0, y, *given[:2], *biases, w_hr, *scales)
-            calls.append((_STEP_CALL.pack(*kind, *sizes, *addresses), y))
+            addresses = (
+                state[0],
+                state[1] if len(state) > 1 else 0,
+                output.data_ptr(),
+                *given[:2],
+                *biases,
+                w_hr,
+                *scales,
+            )
+            calls += _STEP_CALL.pack(*kind, *sizes, *addresses)
         return calls
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -112,7 +112,7 @@ def test_outputs_and_gradients_are_the_references(mask: str, options: dict[str, 
     expected = family.reference(
         call.x, *call.states, call.weights, call.batch_sizes, *call.operands, *flags, *choice
     )
-    found = layer(call)
+    found = layer(*call)
     seeds = [torch.randn_like(y) for y in expected]
     for got, want in zip(found, expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
@@ -129,7 +129,7 @@ def test_gradcheck_twice(packed: bool) -> None:
     call = make("by row", packed=packed)
 
     def run(x: Tensor, h0: Tensor, w: Tensor, b: Tensor, u: Tensor) -> tuple[Tensor, ...]:
-        return tuple(layer(call._replace(x=x, states=[h0], weights=[w, b], operands=[u, call.operands[1]])))
+        return tuple(layer(*call._replace(x=x, states=[h0], weights=[w, b], operands=[u, call.operands[1]])))
 
     assert gradcheck(run, leaves(call))
     assert gradgradcheck(run, leaves(call))
@@ -143,7 +143,7 @@ def test_half_precision_is_rounded_once() -> None:
         weights=[w.float() for w in call.weights],
         operands=[o.float() for o in call.operands],
     )
-    for got, want in zip(layer(call), layer(exact), strict=True):
+    for got, want in zip(layer(*call), layer(*exact), strict=True):
         assert torch.equal(got, want.bfloat16())
 
 
@@ -159,4 +159,4 @@ def test_half_precision_is_rounded_once() -> None:
 def test_what_does_not_fit_is_refused(change: Callable[[Call], Call], message: str) -> None:
     call = make("by row")
     with torch.no_grad(), pytest.raises(RuntimeError, match=message):
-        layer(change(call))
+        layer(*change(call))

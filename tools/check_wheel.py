@@ -29,8 +29,15 @@ class Expected:
 
 LIBRARIES = {
     # torch's C functions
-    OPS: Expected(r"aoti_torch_\w+$|torch_\w+$", r"libtorch_cpu\.so$|libgomp\.so\.1$", ["fastrnn_step"], []),
-    EXTENSION: Expected(r"Py[A-Z]\w+$|_Py_\w+$|fastrnn_step$", OPS, ["PyInit__C"], ["$ORIGIN"]),
+    OPS: Expected(
+        r"aoti_torch_\w+$|torch_\w+$",
+        r"libtorch_cpu\.so$|libgomp\.so\.1$",
+        ["fastrnn_delete_watch", "fastrnn_step"],
+        [],
+    ),
+    EXTENSION: Expected(
+        r"Py[A-Z]\w+$|_Py_\w+$|fastrnn_(step|delete_watch)$", OPS, ["PyInit__C"], ["$ORIGIN"]
+    ),
 }
 
 SMOKE = """

@@ -299,8 +299,6 @@ struct Layer {
             [pages = std::move(pages)](void*) mutable { kept_memory().give_reserve(std::move(pages)); });
     }
 
-    Tensor no_reserve() const { return empty(x, {0}, reserve_code); }
-
     struct Strides {
         int64_t time, batch;
     };

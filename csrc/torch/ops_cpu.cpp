@@ -37,31 +37,36 @@ std::vector<Tensor> run_forward(const Layer& layer, bool training) {
     layer.fill(p);
     std::vector<Tensor> outputs;  // y, final states, reserve
     outputs.reserve(4);
-    outputs.push_back(layer.empty_sequence(s.directions * layer.recurrent));
+    const auto next = [&](Tensor made) {
+        outputs.push_back(std::move(made));
+        return outputs.back().data_ptr();
+    };
+    p.y = next(layer.empty_sequence(s.directions * layer.recurrent));
     const auto strides = layer.strides_of(outputs[0]);
-    p.y = outputs[0].data_ptr();
     p.y_stride_time = strides.time;
     p.y_stride_batch = strides.batch;
-    outputs.push_back(layer.empty_state(layer.recurrent));
-    p.h_n = outputs[1].data_ptr();
-    if (has_cell_state(layer.spec.cell)) {
-        outputs.push_back(layer.empty_state(s.hidden));
-        p.c_n = outputs[2].data_ptr();
+    p.h_n = layer.spec.single_step ? p.y : next(layer.empty_state(layer.recurrent));
+    if (has_cell_state(layer.spec.cell)) p.c_n = next(layer.empty_state(s.hidden));
+    std::optional<Tensor> reserve;
+    if (training) {
+        reserve = layer.empty_reserve();
+        if (layer.spec.info().saved) p.reserve = reserve->data_ptr();
     }
-    const Tensor reserve = training ? layer.empty_reserve() : layer.no_reserve();
-    p.reserve = training && layer.spec.info().saved ? reserve.data_ptr() : nullptr;
     run(p, layer);
-    for (Tensor& output : outputs) output = layer.narrow(output);
-    outputs.push_back(reserve);
+    if (layer.widened) {
+        for (Tensor& output : outputs) output = layer.narrow(output);
+    }
+    if (reserve) outputs.push_back(std::move(*reserve));
     return outputs;
 }
 
 // d_y, d_h_n, d_c_n, checked and in the kernels' form
 void read_gradients(const Layer& layer, std::vector<MaybeTensor>& d_outputs, BackwardParams& p) {
-    const size_t states = static_cast<size_t>(layer.spec.info().states);
-    check(d_outputs.size() == 1 + states, "fastrnn: expected ", 1 + states, " gradients of outputs, got ",
-          d_outputs.size());
-    if (MaybeTensor& d_y = d_outputs[0]) {
+    const size_t states = static_cast<size_t>(layer.spec.info().states), sequences = layer.spec.single_step ? 0 : 1;
+    check(d_outputs.size() == sequences + states, "fastrnn: expected ", sequences + states,
+          " gradients of outputs, got ", d_outputs.size());
+    if (sequences && d_outputs[0]) {
+        MaybeTensor& d_y = d_outputs[0];
         layer.check_sequence("d_y", *d_y, layer.shape.directions * layer.recurrent);
         d_y = Layer::with_unit_stride(layer.widen(*d_y));
         const auto strides = layer.strides_of(*d_y);
@@ -71,7 +76,7 @@ void read_gradients(const Layer& layer, std::vector<MaybeTensor>& d_outputs, Bac
     }
     const void** const finals[] = {&p.d_h_n, &p.d_c_n};
     for (size_t i = 0; i < states; ++i) {
-        MaybeTensor& d_final = d_outputs[1 + i];
+        MaybeTensor& d_final = d_outputs[sequences + i];
         if (!d_final) continue;
         layer.check_state("the gradient of a final state", *d_final, layer.state_width(i));
         d_final = layer.dense(*d_final);

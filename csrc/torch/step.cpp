@@ -1,13 +1,51 @@
 // fastrnn/stream.py checks what it passes.
 #include "step.h"
 
+#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
+#include <cstring>
 #include <exception>
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "fastrnn/kernels.h"
 #include "workspace.h"
+
+using torch::stable::Tensor;
+
+// The handles are of the very tensors that Python has, so that they follow what becomes of these.
+struct FastrnnWatch {
+    struct Place {
+        Tensor tensor;
+        const void* data;
+        int64_t bytes;  // of its storage
+        std::vector<int64_t> sizes, strides;
+
+        explicit Place(Tensor given)
+            : tensor(std::move(given)),
+              data(tensor.data_ptr()),
+              bytes(storage_bytes()),
+              sizes(tensor.sizes().begin(), tensor.sizes().end()),
+              strides(tensor.strides().begin(), tensor.strides().end()) {}
+
+        int64_t storage_bytes() const {
+            int64_t found;
+            const AOTITorchError error = aoti_torch_get_storage_size(tensor.get(), &found);
+            return error == AOTI_TORCH_SUCCESS ? found : -1;
+        }
+        bool moved() const {
+            const auto are = [](const auto& found, const std::vector<int64_t>& known) {
+                return std::equal(found.begin(), found.end(), known.begin(), known.end());
+            };
+            return storage_bytes() != bytes || tensor.data_ptr() != data || !are(tensor.sizes(), sizes) ||
+                   !are(tensor.strides(), strides);
+        }
+    };
+    std::vector<Place> places;
+};
 
 namespace fastrnn {
 namespace {
@@ -40,16 +78,45 @@ void run(const FastrnnStep& step, const void* x) {
     forward(p, kernels);
 }
 
+bool has_moved(const FastrnnWatch& watch) {
+    for (const FastrnnWatch::Place& place : watch.places) {
+        if (place.moved()) return true;
+    }
+    return false;
+}
+
+int64_t watch_op(std::vector<Tensor> tensors) {
+    auto watch = std::make_unique<FastrnnWatch>();
+    for (Tensor& tensor : tensors) watch->places.emplace_back(std::move(tensor));
+    return reinterpret_cast<int64_t>(watch.release());
+}
+
 }  // namespace
 }  // namespace fastrnn
 
-const char* fastrnn_step(const FastrnnStep* step, const void* x) {
-    thread_local std::string failure;
+STABLE_TORCH_LIBRARY_FRAGMENT(fastrnn, m) {
+    m.def("watch(Tensor[] tensors) -> int");  // the address of a FastrnnWatch
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) { m.impl("watch", TORCH_BOX(&fastrnn::watch_op)); }
+
+FastrnnOutcome fastrnn_step(const void* steps, int64_t layers, const FastrnnWatch* watch, const void* x,
+                            const char** failure) {
+    thread_local std::string reason;
     try {
-        fastrnn::run(*step, x);
-        return nullptr;
+        if (fastrnn::has_moved(*watch)) return kFastrnnMoved;
+        for (int64_t layer = 0; layer < layers; ++layer) {
+            FastrnnStep step;
+            std::memcpy(&step, static_cast<const char*>(steps) + layer * sizeof step, sizeof step);
+            fastrnn::run(step, x);
+            x = step.y;
+        }
+        return kFastrnnDone;
     } catch (const std::exception& error) {
-        failure = error.what();
-        return failure.c_str();
+        reason = error.what();
+        *failure = reason.c_str();
+        return kFastrnnFailed;
     }
 }
+
+void fastrnn_delete_watch(FastrnnWatch* watch) { delete watch; }

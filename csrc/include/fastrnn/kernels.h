@@ -133,7 +133,7 @@ struct ForwardParams {
     const void* c0;  // [D, B, H], or null for zeros; LSTM only
     void* y;         // [T, B, D*R] or [N, D*R]; direction d writes features d*R .. (d+1)*R; shares no memory with x
     int64_t y_stride_time, y_stride_batch;
-    void* h_n;        // [D, B, R]; may be h0 where T = 1
+    void* h_n;        // [D, B, R]; may be h0, or y, where T = 1
     void* c_n;        // [D, B, H]; LSTM only; may be c0 where T = 1
     void* reserve;    // [D, N, S, padded_units(H)], or null when no backward pass follows
     void* workspace;  // as many bytes as asked for with the same null pointers, 64-byte aligned, no content
