@@ -9,15 +9,30 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 
 # kept here too, because builds of other versions are timed as well
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 CELLS = tuple(GATES)
 
 
+def _grid(times: Iterable[int], batches: Iterable[int], hiddens: Iterable[int]) -> tuple[str, ...]:
+    """Shapes with as many inputs as hidden units."""
+    return tuple(f"T{t}-B{b}-I{h}-H{h}" for t, b, h in product(times, batches, hiddens))
+
+
+_STEP, _LOOP = (_grid((t,), (1, 4, 8, 16, 64, 256), (64, 128, 256, 512, 1024)) for t in (1, 20))
+_FEW_STEPS = _grid((1, 2, 4), (1, 16, 64), (64, 256, 512))
+_BOTH = ("fastrnn", "torch")
+
+
 @dataclass(frozen=True)
 class Mode:
-    """A way to run a layer, and what is timed."""
+    """A way to run a layer or a cell, and what is timed.
+
+    shapes, peers: the cases of the mode, of every cell, and the only peers that it times; none: as registered.
+    group: a name that several modes share.
+    """
 
     name: str
     about: str
@@ -25,10 +40,14 @@ class Mode:
     ragged: bool = False
     stream: bool = False
     quantized: bool = False
+    cell: bool = False
+    shapes: tuple[str, ...] = ()
+    peers: tuple[str, ...] = ()
+    group: str = ""
 
     @property
     def plain(self) -> bool:
-        return not (self.training or self.ragged or self.stream or self.quantized)
+        return not (self.training or self.ragged or self.stream or self.quantized or self.cell)
 
 
 MODES = {
@@ -44,8 +63,34 @@ MODES = {
         ),
         Mode("stream", "one time step a call, the state carried from call to call", stream=True),
         Mode("quantized", "forward of one sequence with weights of fewer bits", quantized=True),
+        Mode("cell-step", "one step of a cell", cell=True, shapes=_STEP, peers=_BOTH, group="cell"),
+        Mode(
+            "cell-loop",
+            "a Python loop of 20 steps of a cell, forward and backward",
+            training=True,
+            cell=True,
+            shapes=_LOOP,
+            peers=_BOTH,
+            group="cell",
+        ),
+        Mode("cell-short", "a layer over 1, 2 and 4 steps", shapes=_FEW_STEPS, peers=_BOTH, group="cell"),
+        Mode(
+            "cell-short-train",
+            "a layer over 1, 2 and 4 steps, forward and backward",
+            training=True,
+            shapes=_FEW_STEPS,
+            peers=_BOTH,
+            group="cell",
+        ),
     )
 }
+MODE_NAMES = tuple(dict.fromkeys([*MODES, *(mode.group for mode in MODES.values() if mode.group), "all"]))
+
+
+def modes_of(names: Iterable[str]) -> list[Mode]:
+    """The modes of these names, a group's among them, or all."""
+    names = set(names)
+    return [mode for mode in MODES.values() if names & {mode.name, mode.group, "all"}]
 
 
 @dataclass(frozen=True)
@@ -81,13 +126,15 @@ class Case:
 
     def suits(self, mode: Mode) -> bool:
         """Whether the mode says anything about this case: there is nothing to pack in a batch of one."""
+        if mode.cell:
+            return self.layers == 1 and not self.bidirectional
         if mode.stream:
             return self.time == 1 and self.layers == 1 and not self.bidirectional
         if mode.quantized:
             return self.batch == 1 and self.hidden >= 512 and self.layers == 1
         if mode.ragged:
             return self.time > 1 and self.batch > 1
-        return not mode.training or self.time > 1
+        return not mode.training or self.time > 1 or bool(mode.shapes)
 
     @classmethod
     def parse(cls, name: str) -> Case | None:
@@ -109,25 +156,25 @@ _SHAPES = """
 T1-B1-I64-H64 T1-B1-I128-H128 T1-B1-I256-H256
 T100-B1-I128-H128 T300-B1-I384-H384 T100-B1-I512-H512 T100-B1-I1024-H1024
 T50-B16-I256-H256 T100-B32-I256-H256 T100-B64-I512-H512 T50-B128-I1024-H1024 T1000-B8-I128-H128
-T784-B100-I1-H100 T28-B128-I28-H128 T35-B20-I650-H650-L2 T128-B128-I64-H512 T200-B1-I40-H256-L2-bi
+T784-B100-I1-H100 T28-B128-I28-H128 T35-B20-I650-H650-L2 T35-B20-I1500-H1500 T128-B128-I64-H512 T200-B1-I40-H256-L2-bi
 T50-B8-I33-H33 T50-B8-I130-H130 T50-B8-I200-H200
 T50-B1-I500-H500 T50-B64-I500-H500 T50-B1-I1760-H1760 T50-B32-I1760-H1760
 """
 # By line: one step, where the call itself is the cost; one sequence, where weights are read every step;
-# batches; known tasks (images by pixel and by row, a word model, a narrow input); sizes that fill no vector;
+# batches; known tasks (images by pixel and by row, word models, a narrow input); sizes that fill no vector;
 # the shapes of oneDNN's benchdnn (inputs/rnn/shapes_inference and shapes_training).
 
 
-def _registry() -> tuple[Case, ...]:
-    cases = [Case.parse(f"{cell}-{shape}") for cell in CELLS for shape in _SHAPES.split()]
+def _of_every_cell(shapes: Iterable[str]) -> tuple[Case, ...]:
+    cases = [Case.parse(f"{cell}-{shape}") for cell in CELLS for shape in shapes]
     return tuple(case for case in cases if case is not None)
 
 
-REGISTRY = _registry()
+REGISTRY = _of_every_cell(_SHAPES.split())
 
 
 def choose(cells: Iterable[str], mode: Mode, filters: Iterable[str]) -> list[Case]:
-    """The registered cases of these cells that suit the mode and hold any of the filters as a substring.
+    """The mode's cases of these cells that suit it and hold any of the filters as a substring.
 
     A filter that is a whole id stands for exactly that case, registered or not.
     """
@@ -136,7 +183,7 @@ def choose(cells: Iterable[str], mode: Mode, filters: Iterable[str]) -> list[Cas
     substrings = [text for text in filters if Case.parse(text) is None]
     chosen = [
         case
-        for case in REGISTRY
+        for case in (_of_every_cell(mode.shapes) if mode.shapes else REGISTRY)
         if case.cell in cells
         and (not filters or case in named or any(text in case.id for text in substrings))
     ]

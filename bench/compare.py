@@ -27,7 +27,7 @@ from rich.progress import track
 from rich.table import Table
 
 from bench import machine
-from bench.cases import CELLS, MODES, Case, Mode, choose
+from bench.cases import CELLS, MODE_NAMES, MODES, Case, Mode, choose, modes_of
 from bench.peers import PEERS
 from bench.problem import make_problem
 from bench.report import duration, ratio_text
@@ -230,7 +230,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--baseline", type=Path, required=True, metavar="TREE", help="a checkout with a compiled fastrnn")
     add("--this", type=Path, default=ROOT, metavar="TREE", help="default: this checkout")
     add("--cell", nargs="+", choices=CELLS, default=list(CELLS))
-    add("--mode", nargs="+", choices=[*MODES, "all"], default=["infer", "train"])
+    add("--mode", nargs="+", choices=MODE_NAMES, default=["infer", "train"])
     add("--cases", nargs="+", default=[], metavar="TEXT", help="cases whose name holds TEXT, or is TEXT")
     add("--runs", type=int, default=3, help="whole runs in turn (default: 3)")
     add("--rounds", type=int, default=7, help="blocks of each build and case in a run (default: 7)")
@@ -247,8 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     trees = {BASELINE: args.baseline.resolve(), THIS: args.this.resolve()}
     effort = QUICK if args.quick else Effort(args.rounds, args.block)
-    names = MODES if "all" in args.mode else args.mode
-    chosen = [(MODES[name], case) for name in names for case in choose(args.cell, MODES[name], args.cases)]
+    chosen = [(mode, case) for mode in modes_of(args.mode) for case in choose(args.cell, mode, args.cases)]
     console = Console(width=None if sys.stdout.isatty() else 160)
     if not chosen:
         console.print(f"no case in mode {' '.join(args.mode)} matches {args.cases}")

@@ -72,7 +72,9 @@ def case_tables(run: Run) -> str:
         [line.what, f"{line.aim:.2f}", _number(line.value), "met" if line.met else "missed", line.where]
         for line in verdicts(run)
     ]
-    parts.append("### Targets\n\n" + table(["target", "aim", "found", "", "least at"], rows))
+    parts.append(
+        "### Targets\n\n" + table(["target", "aim", "found", "", "least at, or all below the aim"], rows)
+    )
     return "\n\n".join(parts)
 
 

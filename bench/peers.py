@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from bench.cases import Mode
-from bench.problem import TORCH_MODULES, Problem, make_module, outputs_of, torch_step
+from bench.problem import Problem, make_module, outputs_of, torch_step
 from bench.runner import Runner, Settings, Unsupported
 
 
@@ -30,6 +30,8 @@ class Peer:
     only: str = ""  # the flag of a Mode without which this peer says nothing
 
     def suits(self, mode: Mode) -> bool:
+        if mode.peers and self.name not in mode.peers:
+            return False
         return not self.only or bool(getattr(mode, self.only))
 
     def missing(self) -> list[str]:
@@ -59,9 +61,8 @@ def _build_fastrnn(problem: Problem, _: Settings) -> Runner:
     return _torch_runner(_fastrnn_module(problem), problem)
 
 
-def _fastrnn_module(problem: Problem) -> torch.nn.RNNBase:
-    fastrnn = importlib.import_module("fastrnn")
-    return make_module(getattr(fastrnn, problem.case.cell.upper()), problem)
+def _fastrnn_module(problem: Problem) -> torch.nn.Module:
+    return make_module(importlib.import_module("fastrnn"), problem)
 
 
 def _build_fastrnn_padded(problem: Problem, _: Settings) -> Runner:
@@ -126,7 +127,7 @@ def _build_fastrnn_quantized(weights: str) -> Callable[[Problem, Settings], Runn
 
 
 def _build_torch_bfloat16(problem: Problem, _: Settings) -> Runner:
-    module = make_module(TORCH_MODULES[problem.case.cell], problem).bfloat16()
+    module = make_module(torch.nn, problem).bfloat16()
     return Runner(
         torch_step(module, problem, torch.bfloat16),
         lambda result: outputs_of(result, problem),
@@ -137,13 +138,12 @@ def _build_torch_bfloat16(problem: Problem, _: Settings) -> Runner:
 def _build_torch_int8(problem: Problem, _: Settings) -> Runner:
     import torch.ao.quantization as quantization
 
-    kind = TORCH_MODULES[problem.case.cell]
     if problem.case.cell == "rnn":
         raise Unsupported("torch.ao quantizes no RNN")
+    plain = make_module(torch.nn, problem)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it is deprecated
-        model = quantization.quantize_dynamic(torch.nn.Sequential(make_module(kind, problem)), {kind})
-    module = model[0]
+        module = quantization.quantize_dynamic(torch.nn.Sequential(plain), {type(plain)})[0]
     x = problem.x
 
     def call() -> Any:
@@ -153,7 +153,7 @@ def _build_torch_int8(problem: Problem, _: Settings) -> Runner:
 
 
 def _build_torch(problem: Problem, _: Settings) -> Runner:
-    return _torch_runner(make_module(TORCH_MODULES[problem.case.cell], problem), problem)
+    return _torch_runner(make_module(torch.nn, problem), problem)
 
 
 def _build_compiled(problem: Problem, settings: Settings) -> Runner:
@@ -164,7 +164,7 @@ def _build_compiled(problem: Problem, settings: Settings) -> Runner:
     # workers would go on using the cores that the next measurement needs
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     torch.compiler.reset()
-    module = make_module(TORCH_MODULES[case.cell], problem)
+    module = make_module(torch.nn, problem)
     with torch._dynamo.config.patch(allow_rnn=unrolled):
         compiled = torch.compile(module)
         assert isinstance(compiled, torch.nn.Module)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,12 +18,6 @@ from bench.cases import Case, Mode
 STREAM_STEPS = 100  # steps in one timed call of the stream mode
 # largest error of an output against float64, in units of that output's largest value
 TOLERANCE, QUANTIZED_TOLERANCE = 2e-4, 0.1
-
-TORCH_MODULES: dict[str, type[torch.nn.RNNBase]] = {
-    "lstm": torch.nn.LSTM,
-    "gru": torch.nn.GRU,
-    "rnn": torch.nn.RNN,
-}
 
 
 @dataclass
@@ -75,7 +69,7 @@ class Problem:
     @cached_property
     def reference(self) -> dict[str, np.ndarray]:
         """Every output by name, from torch.nn in float64."""
-        module = make_module(TORCH_MODULES[self.case.cell], self).double()
+        module = make_module(torch.nn, self).double()
         with torch.set_grad_enabled(self.mode.training):
             return outputs_of(torch_step(module, self, torch.float64)(), self)
 
@@ -108,7 +102,7 @@ def make_problem(case: Case, mode: Mode) -> Problem:
 
     bound = case.hidden**-0.5
     with torch.device("meta"):
-        shapes = {name: p.shape for name, p in _construct(TORCH_MODULES[case.cell], case).named_parameters()}
+        shapes = {name: p.shape for name, p in _construct(torch.nn, case, mode).named_parameters()}
     weights = {
         name: torch.empty(shape).uniform_(-bound, bound, generator=generator)
         for name, shape in shapes.items()
@@ -129,13 +123,21 @@ def make_problem(case: Case, mode: Mode) -> Problem:
     return Problem(case, mode, weights, x, d_y, state, lengths)
 
 
-def _construct(module_type: Callable[..., torch.nn.RNNBase], case: Case) -> torch.nn.RNNBase:
-    return module_type(case.input, case.hidden, num_layers=case.layers, bidirectional=case.bidirectional)
+def _construct(library: Any, case: Case, mode: Mode) -> torch.nn.Module:
+    name = case.cell.upper()
+    module: torch.nn.Module
+    if mode.cell:
+        module = getattr(library, f"{name}Cell")(case.input, case.hidden)
+    else:
+        module = getattr(library, name)(
+            case.input, case.hidden, num_layers=case.layers, bidirectional=case.bidirectional
+        )
+    return module
 
 
-def make_module(module_type: Callable[..., torch.nn.RNNBase], problem: Problem) -> torch.nn.RNNBase:
-    """A module of the case's sizes that holds the problem's weights."""
-    module = _construct(module_type, problem.case)
+def make_module(library: Any, problem: Problem) -> torch.nn.Module:
+    """The module of the case's sizes, from torch.nn or what has its names, with the problem's weights."""
+    module = _construct(library, problem.case, problem.mode)
     module.load_state_dict(problem.weights)
     return module
 
@@ -152,6 +154,9 @@ def torch_step(
     state = tuple(s.to(dtype) for s in problem.state)
     lstm = len(state) == 2
     packed = mode.ragged and not padded
+
+    if mode.cell:
+        return _cell_steps(module, problem, x, d_y, tuple(s[0] for s in state))
 
     if mode.stream:
 
@@ -189,10 +194,44 @@ def torch_step(
     return train
 
 
+def _cell_steps(
+    cell: torch.nn.Module, problem: Problem, x: Tensor, d_y: Tensor, state: tuple[Tensor, ...]
+) -> Callable[[], Any]:
+    """`torch_step` of a cell, which a loop calls. state: [B, H]."""
+    lstm = len(state) == 2
+    if problem.mode.training:
+        x = x.clone().requires_grad_()
+        state = tuple(s.clone().requires_grad_() for s in state)
+    h0 = state if lstm else state[0]
+    wanted = [x, *state, *cell.parameters()]
+
+    def loop(rows: Iterable[Tensor]) -> Any:
+        y, h = [], h0
+        for row in rows:
+            h = cell(row, h)
+            y.append(h[0] if lstm else h)
+        return y, h
+
+    def train() -> Any:
+        for leaf in wanted:
+            leaf.grad = None
+        rows, h = loop(x)
+        y = torch.stack(rows)
+        y.backward(d_y)
+        return y.detach(), h, [leaf.grad for leaf in wanted]
+
+    if problem.mode.training:
+        return train
+    rows = list(x)
+    return lambda: loop(rows)
+
+
 def outputs_of(result: Any, problem: Problem) -> dict[str, np.ndarray]:
     """The outputs by name, in padded layout, of what `torch_step` returned."""
 
-    def rows(y: Tensor | PackedSequence) -> Tensor:
+    def rows(y: Tensor | PackedSequence | list[Tensor]) -> Tensor:
+        if isinstance(y, list):
+            return torch.stack(y)
         if isinstance(y, Tensor):
             if problem.lengths is None or y.dim() == 3:
                 return y

@@ -128,7 +128,7 @@ def targets(run: Run, console: Console) -> None:
         ("aim", "right"),
         ("found", "right"),
         ("", "left"),
-        ("least at", "left"),
+        ("least at, or all below the aim", "left"),
     ):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for line in lines:

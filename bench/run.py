@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench import limits, machine, report
-from bench.cases import CELLS, MODES, Case, Mode, choose
+from bench.cases import CELLS, MODE_NAMES, MODES, Case, Mode, choose, modes_of
 from bench.peers import PEERS, SUBJECT
 from bench.problem import Problem, make_problem
 from bench.results import Result, Run
@@ -27,7 +27,7 @@ _NOISY = 0.1  # cores' worth of work by other processes that a reader should kno
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    modes = "\n".join(f"  {mode.name:13}{mode.about}" for mode in MODES.values())
+    modes = "\n".join(f"  {mode.name:17}{mode.about}" for mode in MODES.values())
     peers = "\n".join(f"  {peer.name:15}{peer.about}" for peer in PEERS.values())
     parser = argparse.ArgumentParser(
         prog="python -m bench",
@@ -40,7 +40,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--cell", nargs="+", choices=CELLS, default=list(CELLS), help="which cells (default: all)")
-    add("--mode", nargs="+", choices=[*MODES, "all"], default=["infer"], help="what to run (default: infer)")
+    add(
+        "--mode",
+        nargs="+",
+        choices=MODE_NAMES,
+        default=["infer"],
+        help="what to run (default: infer); cell: the four of it",
+    )
     add(
         "--cases",
         nargs="+",
@@ -96,8 +102,7 @@ def _positive(text: str) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     console = Console(width=None if sys.stdout.isatty() else 160)
-    modes = list(MODES.values()) if "all" in args.mode else [MODES[name] for name in args.mode]
-    chosen = [(mode, case) for mode in modes for case in choose(args.cell, mode, args.cases)]
+    chosen = [(mode, case) for mode in modes_of(args.mode) for case in choose(args.cell, mode, args.cases)]
     if not chosen:
         console.print(f"no case of {' '.join(args.cell)} in mode {' '.join(args.mode)} matches {args.cases}")
         return 2

@@ -8,38 +8,42 @@ from dataclasses import dataclass
 from bench.peers import SUBJECT
 from bench.results import Result, Run, geometric_mean
 
-_EXPORTS = ("torch", "compile", "onnxruntime", "openvino")
+_EXPORTS = ("torch", "onnxruntime", "openvino")
 _TRAINERS = ("torch", "compile", "jax")
+
+
+Measure = Callable[[Result], float | None]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """value is None where the run holds no case for the target."""
+    """value is None where the run holds no case for the target; cases: each one's value, the least first."""
 
     what: str
     aim: float
     value: float | None
-    where: str = ""
+    cases: tuple[tuple[str, float], ...] = ()
 
     @property
     def met(self) -> bool:
         return self.value is not None and self.value >= self.aim
 
+    @property
+    def where(self) -> str:
+        """The least case, or every case below the aim with its value."""
+        if self.met:
+            return self.cases[0][0] if self.cases else ""
+        return ", ".join(f"{case} {value:.2f}" for case, value in self.cases if value < self.aim)
 
-def _mean(
-    what: str, aim: float, results: Iterable[Result], measure: Callable[[Result], float | None]
-) -> Verdict:
+
+def _mean(what: str, aim: float, results: Iterable[Result], measure: Measure) -> Verdict:
     return Verdict(f"{what}, geometric mean", aim, geometric_mean(measure(result) for result in results))
 
 
-def _least(
-    what: str, aim: float, results: Iterable[Result], measure: Callable[[Result], float | None]
-) -> Verdict:
-    values = {result.case: value for result in results if (value := measure(result)) is not None}
-    if not values:
-        return Verdict(f"{what}, every case", aim, None)
-    worst = min(values, key=lambda case: values[case])
-    return Verdict(f"{what}, every case", aim, values[worst], worst)
+def _least(what: str, aim: float, results: Iterable[Result], measure: Measure) -> Verdict:
+    values = [(result.case, value) for result in results if (value := measure(result)) is not None]
+    values.sort(key=lambda pair: pair[1])
+    return Verdict(f"{what}, every case", aim, values[0][1] if values else None, tuple(values))
 
 
 def verdicts(run: Run) -> list[Verdict]:
@@ -48,10 +52,10 @@ def verdicts(run: Run) -> list[Verdict]:
     def of(mode: str, cell: str = "") -> list[Result]:
         return [result for result in run.results if result.mode == mode and cell in ("", result.cell)]
 
-    def best(peers: tuple[str, ...]) -> Callable[[Result], float | None]:
+    def best(peers: tuple[str, ...]) -> Measure:
         return lambda result: result.best_ratio(peers)
 
-    def against(peer: str) -> Callable[[Result], float | None]:
+    def against(peer: str) -> Measure:
         return lambda result: result.ratio(peer)
 
     def fraction(result: Result) -> float | None:
@@ -61,17 +65,14 @@ def verdicts(run: Run) -> list[Verdict]:
         found, own = result.ratio("onnxruntime"), result.ratio("fastrnn-stream")
         return found / own if found and own else None
 
-    def own(variant: str, over: str = SUBJECT) -> Callable[[Result], float | None]:
+    def own(variant: str, over: str = SUBJECT) -> Measure:
         return lambda result: result.speedup(variant, over)
 
     infer, train, quantized = of("infer"), of("train"), of("quantized")
+    step, loop = of("cell-step"), of("cell-loop")
     lines = [
-        _least(
-            "inference against the best of torch, compile, onnxruntime, openvino", 1.0, infer, best(_EXPORTS)
-        ),
-        _mean(
-            "inference against the best of torch, compile, onnxruntime, openvino", 1.5, infer, best(_EXPORTS)
-        ),
+        _least("inference against the best of torch, onnxruntime, openvino", 1.0, infer, best(_EXPORTS)),
+        _mean("inference against the best of torch, onnxruntime, openvino", 1.5, infer, best(_EXPORTS)),
         *(
             _mean(f"{cell} inference against torch", aim, of("infer", cell), against("torch"))
             for cell, aim in (("lstm", 2.0), ("gru", 2.5), ("rnn", 2.0))
@@ -107,6 +108,16 @@ def verdicts(run: Run) -> list[Verdict]:
         _mean("int8 weights against float32, B 1, H >= 512", 2.5, quantized, own("fastrnn-int8")),
         _least("int8 weights against torch.ao", 1.0, quantized, own("fastrnn-int8", "torch-int8")),
         _least("int8 weights against onnxruntime's", 1.0, quantized, own("fastrnn-int8", "onnxruntime-int8")),
+        _least("one step of a cell against torch", 1.0, step, against("torch")),
+        _least("20 steps of a cell, forward and backward, against torch", 1.0, loop, against("torch")),
+        _mean("cells against torch", 1.4, step + loop, against("torch")),
+        _least("layers over 1, 2 and 4 steps against torch", 1.0, of("cell-short"), against("torch")),
+        _least(
+            "layers over 1, 2 and 4 steps, forward and backward, against torch",
+            1.0,
+            of("cell-short-train"),
+            against("torch"),
+        ),
         _least("share of the limit, B >= 16", 0.85, (r for r in infer if r.batch >= 16), fraction),
         _least(
             "share of the limit, B 1, H >= 128",

@@ -75,7 +75,7 @@ def least_times(cases: Iterable[Case], dtype: torch.dtype, effort: Effort) -> di
 
 def _runner(case: Case, dtype: torch.dtype) -> Runner:
     problem = make_problem(case, MODES["infer"])
-    module = make_module(fastrnn.LSTM, problem).to(dtype)
+    module = make_module(fastrnn, problem).to(dtype)
     call = torch_step(module, problem, dtype)
     return Runner(call, lambda result: outputs_of(result, problem), torch.inference_mode)
 

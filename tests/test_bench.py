@@ -15,7 +15,7 @@ pytest.importorskip("numpy")
 pytest.importorskip("rich")
 
 from bench import busy, compare, markdown, scaling, sweep, tune
-from bench.cases import CELLS, GATES, MODES, REGISTRY, Case, choose
+from bench.cases import CELLS, GATES, MODES, REGISTRY, Case, choose, modes_of
 from bench.limits import Constants, limit_of, measure
 from bench.peers import PEERS
 from bench.problem import make_problem
@@ -69,6 +69,21 @@ def test_choose():
     assert choose(["lstm"], MODES["train"], ["T1-B1"]) == []
 
 
+def test_modes_have_cases_of_their_own():
+    assert [mode.name for mode in modes_of(["cell"])] == [
+        "cell-step",
+        "cell-loop",
+        "cell-short",
+        "cell-short-train",
+    ]
+    assert [mode.name for mode in modes_of(["train", "infer"])] == ["infer", "train"]
+    assert modes_of(["all"]) == list(MODES.values())
+    loops = choose(["gru"], MODES["cell-loop"], ["B256"])
+    assert [case.id for case in loops] == [f"gru-T20-B256-I{h}-H{h}" for h in (64, 128, 256, 512, 1024)]
+    assert {case.time for case in choose(CELLS, MODES["cell-short-train"], [])} == {1, 2, 4}
+    assert choose(CELLS, MODES["cell-step"], ["gru-T1-B1-I2-H3-L2", "gru-T1-B1-I2-H3-bi"]) == []
+
+
 @pytest.mark.parametrize("mode", ["infer", "train", "packed", "packed-train"])
 def test_limit_grows_with_the_work(mode):
     sizes = ["lstm-T8-B4-I8-H16", "lstm-T8-B4-I8-H32", "lstm-T8-B4-I8-H32-L2", "lstm-T8-B4-I8-H32-L2-bi"]
@@ -94,8 +109,8 @@ def test_measuring_the_machine_leaves_its_arithmetic_alone():
 @pytest.mark.parametrize("cell", CELLS)
 def test_peers_agree(cell, mode):
     """Every peer at hand computes what torch.nn computes in float64, gate orders and lengths included."""
-    sizes = "T1-B1-I3-H5" if mode == "stream" else "T4-B3-I3-H5-L2-bi"
-    problem = make_problem(case_of(f"{cell}-{sizes}"), MODES[mode])
+    sizes = {"stream": "T1-B1-I3-H5", "cell-step": "T1-B3-I3-H5", "cell-loop": "T4-B3-I3-H5"}
+    problem = make_problem(case_of(f"{cell}-{sizes.get(mode, 'T4-B3-I3-H5-L2-bi')}"), MODES[mode])
     agreed = []
     for peer in PEERS.values():
         if peer.missing() or peer.name == "compile" or not peer.suits(problem.mode):
@@ -122,17 +137,23 @@ def test_check_refuses_wrong_output():
         problem.check(outputs)
 
 
+def made_up(name: str, mode: str, **seconds: float) -> Result:
+    """A result of these times."""
+    case = case_of(name)
+    result = Result(name, case.cell, mode, case.batch, case.time, case.hidden, limit=0.5, bound="weights")
+    result.timings = {peer: Timing(time, time, time, [time], 0.0) for peer, time in seconds.items()}
+    return result
+
+
+def run_of(*results: Result) -> Run:
+    versions = {peer: "1" for result in results for peer in result.timings}
+    return Run({"cpu": "some", "cores": 2}, {"threads": 1}, CONSTANTS.to_json(), versions, list(results))
+
+
 @pytest.fixture
 def saved(tmp_path):
     """A run of one made-up result, as a file."""
-
-    def timing(seconds: float) -> Timing:
-        return Timing(seconds, seconds, seconds, [seconds], 0.0)
-
-    result = Result("lstm-T1-B1-I64-H64", "lstm", "infer", 1, 1, 64, limit=0.5, bound="weights")
-    result.timings = {"fastrnn": timing(1.0), "torch": timing(4.0), "onnxruntime": timing(2.0)}
-    versions = dict.fromkeys(("fastrnn", "torch", "onnxruntime"), "1")
-    run = Run({"cpu": "some", "cores": 2}, {"threads": 1}, CONSTANTS.to_json(), versions, [result])
+    run = run_of(made_up("lstm-T1-B1-I64-H64", "infer", fastrnn=1.0, torch=4.0, onnxruntime=2.0))
     run.save(tmp_path / "run.json")
     assert Run.load(tmp_path / "run.json").results == run.results
     return tmp_path / "run.json"
@@ -144,6 +165,20 @@ def test_results_and_targets(saved):
     assert geometric_means(run)["infer"]["lstm"] == pytest.approx({"torch": 4, "onnxruntime": 2, "best": 2})
     found = {line.what: (line.value, line.met) for line in verdicts(run)}
     assert found["lstm inference against torch, geometric mean"] == (pytest.approx(4.0), True)
+
+
+def test_a_missed_target_names_every_case_below_it():
+    names = [f"gru-T1-B{batch}-I8-H8" for batch in (1, 4, 16)]
+    times = dict(zip(names, (0.9, 0.5, 2.0), strict=True))
+    run = run_of(*(made_up(name, "cell-step", fastrnn=1.0, torch=time) for name, time in times.items()))
+    found = {line.what: line for line in verdicts(run)}
+    step = found["one step of a cell against torch, every case"]
+    assert not step.met and step.value == 0.5
+    assert step.where == f"{names[1]} 0.50, {names[0]} 0.90"
+    assert found["cells against torch, geometric mean"].value == pytest.approx((0.9 * 0.5 * 2.0) ** (1 / 3))
+    assert f"{names[1]} 0.50, {names[0]} 0.90" in markdown.case_tables(run)
+    run.results = run.results[2:]
+    assert verdicts(run)[0].met and verdicts(run)[0].where == names[2]
 
 
 def test_markdown_goes_between_its_marks(saved, tmp_path, capsys):
