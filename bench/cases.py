@@ -17,12 +17,29 @@ CELLS = tuple(GATES)
 
 
 def _grid(times: Iterable[int], batches: Iterable[int], hiddens: Iterable[int]) -> tuple[str, ...]:
-    """Shapes with as many inputs as hidden units."""
-    return tuple(f"T{t}-B{b}-I{h}-H{h}" for t, b, h in product(times, batches, hiddens))
+    """Ids of every cell, with as many inputs as hidden units."""
+    sizes = product(CELLS, times, batches, hiddens)
+    return tuple(f"{cell}-T{t}-B{b}-I{h}-H{h}" for cell, t, b, h in sizes)
 
 
 _STEP, _LOOP = (_grid((t,), (1, 4, 8, 16, 64, 256), (64, 128, 256, 512, 1024)) for t in (1, 20))
 _FEW_STEPS = _grid((1, 2, 4), (1, 16, 64), (64, 256, 512))
+_AT_ONCE = tuple(
+    f"{layer}-x{callers}"
+    for layer in ("lstm-T50-B1-I128-H128", "lstm-T50-B16-I256-H256", "gru-T100-B1-I256-H256")
+    for callers in (1, 2, 4, 8)
+)
+_BESIDE_OTHERS = (
+    "lstm-T1-B1-I128-H128",
+    "lstm-T100-B1-I128-H128",
+    "lstm-T50-B16-I256-H256",
+    "lstm-T200-B1-I40-H256-L2-bi",
+    "gru-T1-B64-I512-H512",
+    "gru-T100-B1-I512-H512",
+    "gru-T50-B16-I256-H256",
+    "gru-T1000-B8-I128-H128",
+    "rnn-T50-B8-I200-H200",
+)
 _BOTH = ("fastrnn", "torch")
 
 
@@ -30,8 +47,8 @@ _BOTH = ("fastrnn", "torch")
 class Mode:
     """A way to run a layer or a cell, and what is timed.
 
-    shapes, peers: the cases of the mode, of every cell, and the only peers that it times; none: as registered.
-    group: a name that several modes share.
+    cases, peers: the mode's own, by name; none: all that are registered. group: a name that several modes share.
+    rounds, block_seconds: how long to time a case.
     """
 
     name: str
@@ -41,13 +58,22 @@ class Mode:
     stream: bool = False
     quantized: bool = False
     cell: bool = False
-    shapes: tuple[str, ...] = ()
+    server: bool = False
+    busy: bool = False
+    cases: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
     group: str = ""
+    rounds: int = 7
+    block_seconds: float = 0.08
 
     @property
     def plain(self) -> bool:
-        return not (self.training or self.ragged or self.stream or self.quantized or self.cell)
+        return not (self.training or self.ragged or self.stream or self.quantized)
+
+    @property
+    def loaded(self) -> bool:
+        """Whether something else is at work beside the call that is timed."""
+        return self.server or self.busy
 
 
 MODES = {
@@ -63,24 +89,41 @@ MODES = {
         ),
         Mode("stream", "one time step a call, the state carried from call to call", stream=True),
         Mode("quantized", "forward of one sequence with weights of fewer bits", quantized=True),
-        Mode("cell-step", "one step of a cell", cell=True, shapes=_STEP, peers=_BOTH, group="cell"),
+        Mode("cell-step", "one step of a cell", cell=True, cases=_STEP, peers=_BOTH, group="cell"),
         Mode(
             "cell-loop",
             "a Python loop of 20 steps of a cell, forward and backward",
             training=True,
             cell=True,
-            shapes=_LOOP,
+            cases=_LOOP,
             peers=_BOTH,
             group="cell",
         ),
-        Mode("cell-short", "a layer over 1, 2 and 4 steps", shapes=_FEW_STEPS, peers=_BOTH, group="cell"),
+        Mode("cell-short", "a layer over 1, 2 and 4 steps", cases=_FEW_STEPS, peers=_BOTH, group="cell"),
         Mode(
             "cell-short-train",
             "a layer over 1, 2 and 4 steps, forward and backward",
             training=True,
-            shapes=_FEW_STEPS,
+            cases=_FEW_STEPS,
             peers=_BOTH,
             group="cell",
+        ),
+        Mode(
+            "server",
+            "forward, called by several Python threads at once",
+            server=True,
+            cases=_AT_ONCE,
+            peers=("fastrnn", "fastrnn-1", "torch", "torch-1"),
+            rounds=5,
+            block_seconds=0.3,
+        ),
+        Mode(
+            "busy",
+            "forward, call by call, while other processes keep every core busy",
+            busy=True,
+            cases=_BESIDE_OTHERS,
+            peers=_BOTH,
+            rounds=5,
         ),
     )
 }
@@ -95,7 +138,10 @@ def modes_of(names: Iterable[str]) -> list[Mode]:
 
 @dataclass(frozen=True)
 class Case:
-    """One layer stack and one input size. T, B, I, H, L are the letters of the id."""
+    """One layer stack and one input size. T, B, I, H, L are the letters of the id.
+
+    callers: Python threads that call it at once, `-x4` in the id.
+    """
 
     cell: str
     time: int
@@ -104,13 +150,16 @@ class Case:
     hidden: int
     layers: int = 1
     bidirectional: bool = False
+    callers: int = 1
 
     @property
     def id(self) -> str:
         name = f"{self.cell}-T{self.time}-B{self.batch}-I{self.input}-H{self.hidden}"
         if self.layers > 1:
             name += f"-L{self.layers}"
-        return name + "-bi" if self.bidirectional else name
+        if self.bidirectional:
+            name += "-bi"
+        return f"{name}-x{self.callers}" if self.callers > 1 else name
 
     @property
     def directions(self) -> int:
@@ -126,6 +175,8 @@ class Case:
 
     def suits(self, mode: Mode) -> bool:
         """Whether the mode says anything about this case: there is nothing to pack in a batch of one."""
+        if self.callers > 1 and not mode.server:
+            return False
         if mode.cell:
             return self.layers == 1 and not self.bidirectional
         if mode.stream:
@@ -134,7 +185,7 @@ class Case:
             return self.batch == 1 and self.hidden >= 512 and self.layers == 1
         if mode.ragged:
             return self.time > 1 and self.batch > 1
-        return not mode.training or self.time > 1 or bool(mode.shapes)
+        return not mode.training or self.time > 1 or bool(mode.cases)
 
     @classmethod
     def parse(cls, name: str) -> Case | None:
@@ -142,14 +193,14 @@ class Case:
         match = _ID.fullmatch(name)
         if match is None:
             return None
-        time, batch, inputs, hidden, layers = (int(match[key] or 1) for key in "TBIHL")
-        if min(time, batch, inputs, hidden, layers) < 1:
+        time, batch, inputs, hidden, layers, callers = (int(match[key] or 1) for key in "TBIHLx")
+        if min(time, batch, inputs, hidden, layers, callers) < 1:
             return None
-        return cls(match["cell"], time, batch, inputs, hidden, layers, match["bi"] is not None)
+        return cls(match["cell"], time, batch, inputs, hidden, layers, match["bi"] is not None, callers)
 
 
 _ID = re.compile(
-    rf"(?P<cell>{'|'.join(CELLS)})-T(?P<T>\d+)-B(?P<B>\d+)-I(?P<I>\d+)-H(?P<H>\d+)(-L(?P<L>\d+))?(?P<bi>-bi)?"
+    rf"(?P<cell>{'|'.join(CELLS)})-T(?P<T>\d+)-B(?P<B>\d+)-I(?P<I>\d+)-H(?P<H>\d+)(-L(?P<L>\d+))?(?P<bi>-bi)?(-x(?P<x>\d+))?"
 )
 
 _SHAPES = """
@@ -165,12 +216,11 @@ T50-B1-I500-H500 T50-B64-I500-H500 T50-B1-I1760-H1760 T50-B32-I1760-H1760
 # the shapes of oneDNN's benchdnn (inputs/rnn/shapes_inference and shapes_training).
 
 
-def _of_every_cell(shapes: Iterable[str]) -> tuple[Case, ...]:
-    cases = [Case.parse(f"{cell}-{shape}") for cell in CELLS for shape in shapes]
-    return tuple(case for case in cases if case is not None)
+def _parse_all(names: Iterable[str]) -> tuple[Case, ...]:
+    return tuple(case for name in names if (case := Case.parse(name)) is not None)
 
 
-REGISTRY = _of_every_cell(_SHAPES.split())
+REGISTRY = _parse_all(f"{cell}-{shape}" for cell in CELLS for shape in _SHAPES.split())
 
 
 def choose(cells: Iterable[str], mode: Mode, filters: Iterable[str]) -> list[Case]:
@@ -179,11 +229,11 @@ def choose(cells: Iterable[str], mode: Mode, filters: Iterable[str]) -> list[Cas
     A filter that is a whole id stands for exactly that case, registered or not.
     """
     cells, filters = tuple(cells), tuple(filters)
-    named = [case for text in filters if (case := Case.parse(text)) is not None]
+    named = _parse_all(filters)
     substrings = [text for text in filters if Case.parse(text) is None]
     chosen = [
         case
-        for case in (_of_every_cell(mode.shapes) if mode.shapes else REGISTRY)
+        for case in (_parse_all(mode.cases) if mode.cases else REGISTRY)
         if case.cell in cells
         and (not filters or case in named or any(text in case.id for text in substrings))
     ]

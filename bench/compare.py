@@ -171,7 +171,7 @@ def time_pair(pair: Pair, builds: dict[str, Build], rounds: int) -> None:
         return
     pair.same_bits &= len({answer.digest for answer in prepared.values()}) == 1
     for name, blocks in samples.items():
-        pair.seconds[name].append(summarise(blocks, prepared[name].repeats, 0.0, "").median)
+        pair.seconds[name].append(summarise(blocks, prepared[name].repeats).median)
 
 
 def pairs_of(chosen: list[tuple[Mode, Case]]) -> list[Pair]:

@@ -13,8 +13,9 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from bench.cases import MODES
 from bench.peers import SUBJECT
-from bench.report import duration
+from bench.report import duration, load_rows
 from bench.results import Run, geometric_means
 from bench.targets import verdicts
 
@@ -40,7 +41,7 @@ def machine_line(run: Run) -> str:
 
 def means_table(run: Run) -> str:
     """One row a mode and cell: the geometric mean of the ratio to each peer."""
-    run = run.in_float32()
+    run = run.comparable()
     others = run.others()
     means = geometric_means(run)
     rows = [
@@ -56,6 +57,9 @@ def case_tables(run: Run) -> str:
     parts = [machine_line(run)]
     for mode in geometric_means(run):
         group = [result for result in run.results if result.mode == mode]
+        if MODES[mode].loaded:
+            parts.append(f"### {mode}\n\n" + table(*load_rows(MODES[mode], group)))
+            continue
         others = [peer for peer in run.peers if peer != SUBJECT and any(peer in r.timings for r in group)]
         rows = [
             [

@@ -9,7 +9,7 @@ import os
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -63,6 +63,10 @@ def _build_fastrnn(problem: Problem, _: Settings) -> Runner:
 
 def _fastrnn_module(problem: Problem) -> torch.nn.Module:
     return make_module(importlib.import_module("fastrnn"), problem)
+
+
+def _on_one_thread(build: Callable[[Problem, Settings], Runner]) -> Callable[[Problem, Settings], Runner]:
+    return lambda problem, settings: replace(build(problem, settings), threads=1)
 
 
 def _build_fastrnn_padded(problem: Problem, _: Settings) -> Runner:
@@ -227,7 +231,21 @@ PEERS = {
             _build_fastrnn_quantized("int8"),
             only="quantized",
         ),
+        Peer(
+            "fastrnn-1",
+            "server mode: after torch.set_num_threads(1)",
+            ("fastrnn",),
+            _on_one_thread(_build_fastrnn),
+            only="server",
+        ),
         Peer("torch", "torch.nn, eager", ("torch",), _build_torch),
+        Peer(
+            "torch-1",
+            "server mode: after torch.set_num_threads(1)",
+            ("torch",),
+            _on_one_thread(_build_torch),
+            only="server",
+        ),
         Peer(
             "torch-bfloat16",
             "quantized mode: torch.nn in bfloat16",

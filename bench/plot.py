@@ -44,13 +44,13 @@ def draw(run: Run, folder: Path, stem: str) -> list[Path]:
     pictures = []
     with plt.rc_context(PLAIN):
         for mode, cells in geometric_means(run).items():
-            for cell in cells:
+            for cell in cells if not MODES[mode].loaded else ():
                 group = [result for result in run.results if (result.mode, result.cell) == (mode, cell)]
                 pictures.append(folder / f"{stem}-{mode}-{cell}.png")
                 _draw_group(run, group, f"{cell}, {mode}", pictures[-1])
-        if any(SUBJECT in result.timings for result in run.results):
+        if any(SUBJECT in result.timings for result in run.comparable().results):
             pictures.append(folder / f"{stem}-means.png")
-            _draw_means(run.in_float32(), pictures[-1])
+            _draw_means(run.comparable(), pictures[-1])
     return pictures
 
 

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.cases import Case
+from bench.cases import MODES, Case, Mode
 from bench.peers import PEERS, SUBJECT
 from bench.results import Result, Run, geometric_means
 from bench.targets import verdicts
@@ -63,6 +63,8 @@ def _bytes(size: int) -> str:
 def group_table(run: Run, mode: str, cell: str) -> Table:
     """One row a case: fastrnn's time, every peer's time over it, and the limit."""
     group = [result for result in run.results if (result.mode, result.cell) == (mode, cell)]
+    if MODES[mode].loaded:
+        return _load_table(MODES[mode], cell, group)
     variants = [name for name in run.peers if name.startswith(SUBJECT) and name != SUBJECT]
     columns = [name for name in variants + run.others() if any(name in result.timings for result in group)]
     with_subject = any(SUBJECT in result.timings for result in group)
@@ -103,6 +105,42 @@ def _row(result: Result, columns: list[str], others: list[str], with_subject: bo
         f"{duration(result.limit)} [dim]{result.bound}[/]",
         "[dim]-[/]" if result.fraction is None else f"{result.fraction:.0%}",
     ]
+
+
+def load_rows(mode: Mode, group: list[Result]) -> tuple[list[str], list[list[str]]]:
+    """Header and one row a case of a mode that times under load: every peer's figures, and its time over fastrnn's."""
+    peers = [name for name in mode.peers if any(name in result.timings for result in group)]
+    if mode.server:
+        what, ratios = "calls/s, p50, p99", [(peer, "") for peer in peers if peer != SUBJECT]
+    else:
+        what = "quiet, busy, p90, worst p90"
+        ratios = [(peer, figure) for peer in peers if peer != SUBJECT for figure in ("p90", "worst p90")]
+
+    def figures(timing: Timing | None) -> str:
+        if timing is None:
+            return "-"
+        first = f"{1 / timing.median:,.0f}" if mode.server else duration(timing.median)
+        rest = {name: duration(seconds) for name, seconds in timing.figures.items()}
+        return ", ".join([rest.pop("quiet"), first, *rest.values()] if mode.busy else [first, *rest.values()])
+
+    header = ["case", *(f"{peer}: {what}" for peer in peers)]
+    header += [f"{peer} / fastrnn {figure}".rstrip() for peer, figure in ratios]
+    rows = []
+    for result in group:
+        found = [result.ratio(peer, figure) for peer, figure in ratios]
+        numbers = ["-" if ratio is None else f"{ratio:.2f}" for ratio in found]
+        rows.append([result.case, *(figures(result.timings.get(peer)) for peer in peers), *numbers])
+    return header, rows
+
+
+def _load_table(mode: Mode, cell: str, group: list[Result]) -> Table:
+    header, rows = load_rows(mode, group)
+    table = Table(title=f"{cell} {mode.name}", title_justify="left", header_style="bold")
+    for name in header:
+        table.add_column(name, justify="left" if name == "case" else "right", no_wrap=name == "case")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def notes(run: Run, console: Console) -> None:

@@ -30,15 +30,19 @@ class Result:
     timings: dict[str, Timing] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
-    def ratio(self, peer: str) -> float | None:
-        """The peer's time over fastrnn's: above 1 fastrnn is faster."""
-        return self.speedup(SUBJECT, peer)
+    def ratio(self, peer: str, figure: str = "") -> float | None:
+        """The peer's time over fastrnn's: above 1 fastrnn is faster. figure: not of the medians but of these."""
+        return self.speedup(SUBJECT, peer, figure)
 
-    def speedup(self, of: str, over: str) -> float | None:
+    def speedup(self, of: str, over: str, figure: str = "") -> float | None:
         """The time of `over` divided by the time of `of`."""
         if of not in self.timings or over not in self.timings:
             return None
-        return self.timings[over].median / self.timings[of].median
+        seconds = [
+            timing.figures[figure] if figure else timing.median
+            for timing in (self.timings[over], self.timings[of])
+        ]
+        return seconds[0] / seconds[1]
 
     def best_ratio(self, peers: Iterable[str]) -> float | None:
         """The ratio to the fastest of these peers."""
@@ -66,9 +70,10 @@ class Run:
         timed = {peer for result in self.results for peer in result.timings}
         return [peer for peer in self.peers if peer in timed and not peer.startswith(SUBJECT)]
 
-    def in_float32(self) -> Run:
-        """Without the quantized mode, whose peers are no match for float32 but for fastrnn's own quantized layers."""
-        return replace(self, results=[r for r in self.results if not MODES[r.mode].quantized])
+    def comparable(self) -> Run:
+        """Without load, and without the quantized mode, whose peers match fastrnn's quantized layers alone."""
+        modes = {name for name, mode in MODES.items() if not (mode.quantized or mode.loaded)}
+        return replace(self, results=[result for result in self.results if result.mode in modes])
 
     def save(self, path: Path) -> None:
         data = asdict(self)

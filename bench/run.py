@@ -15,11 +15,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bench import limits, machine, report
 from bench.cases import CELLS, MODE_NAMES, MODES, Case, Mode, choose, modes_of
+from bench.load import time_at_once, time_beside_others
 from bench.peers import PEERS, SUBJECT
 from bench.problem import Problem, make_problem
 from bench.results import Result, Run
 from bench.runner import Runner, Settings, Unsupported
-from bench.timing import Effort, blocks_of, summarise, time_in_turns
+from bench.timing import Effort, time_alone
 
 RESULTS = Path(__file__).parent / "results"
 QUICK = Effort(rounds=2, block_seconds=0.01)
@@ -35,7 +36,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "against torch.nn in float64 before it is timed; blocks of calls are taken in turn; the machine's\n"
         "limit for each case is measured in the same run.",
         epilog=f"modes:\n{modes}\n\npeers:\n{peers}\n\n"
-        "A case is named like lstm-T100-B1-I128-H128 or gru-T35-B20-I650-H650-L2-bi.",
+        "A case is named like lstm-T100-B1-I128-H128 or gru-T35-B20-I650-H650-L2-bi; in mode server\n"
+        "lstm-T50-B1-I128-H128-x4 is called by 4 threads.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
@@ -68,8 +70,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=min(2, machine.available_cores()),
         help="default: 2 where there are 2",
     )
-    add("--rounds", type=_positive, default=7, help="blocks of each peer (default: 7)")
-    add("--block", type=float, default=0.08, metavar="SECONDS", help="length of a block (default: 0.08)")
+    add("--rounds", type=_positive, help="blocks of each peer (default: the mode's, mostly 7)")
+    add("--block", type=float, metavar="SECONDS", help="length of a block (default: the mode's, mostly 0.08)")
     add("--unroll", type=int, default=1, metavar="STEPS", help="let torch.compile unroll up to so many steps")
     add("--quick", action="store_true", help="two short blocks, rough limits: to see whether it works")
     add(
@@ -144,8 +146,8 @@ def _prepare(args: argparse.Namespace) -> Run:
     description = machine.describe()
     machine.restrict_cores(args.threads)
     torch.set_num_threads(args.threads)
-    effort = QUICK if args.quick else Effort(args.rounds, args.block)
-    settings = {"threads": args.threads, "unroll": args.unroll, "quick": args.quick, **asdict(effort)}
+    efforts = {mode.name: asdict(_effort(mode, args)) for mode in modes_of(args.mode)}
+    settings = {"threads": args.threads, "unroll": args.unroll, "quick": args.quick, "efforts": efforts}
     versions = {}
     for name in args.peers:
         peer = PEERS[name]
@@ -154,9 +156,14 @@ def _prepare(args: argparse.Namespace) -> Run:
     return Run(description, settings, constants.to_json(), versions)
 
 
+def _effort(mode: Mode, args: argparse.Namespace) -> Effort:
+    if args.quick:
+        return QUICK
+    return Effort(args.rounds or mode.rounds, args.block or mode.block_seconds)
+
+
 def _measure(run: Run, chosen: list[tuple[Mode, Case]], args: argparse.Namespace, console: Console) -> None:
     constants = limits.Constants(**run.limits)
-    effort = Effort(run.settings["rounds"], run.settings["block_seconds"])
     settings = Settings(args.threads, args.unroll)
     names = [name for name in args.peers if not run.peers[name].startswith("absent")]
     quietness = machine.Quietness()
@@ -177,7 +184,7 @@ def _measure(run: Run, chosen: list[tuple[Mode, Case]], args: argparse.Namespace
                 limit=limit.seconds,
                 bound=limit.bound,
             )
-            _time_case(result, problem, names, settings, effort)
+            _time_case(result, problem, names, settings, _effort(mode, args))
             run.results.append(result)
             progress.advance(task)
             last = index + 1 == len(chosen)
@@ -209,9 +216,11 @@ def _time_case(
             result.refused[name] = (
                 f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             )
-    peers = {name: blocks_of(runner, effort) for name, runner in runners.items()}
-    for name, blocks in time_in_turns(peers, effort.rounds).items():
-        result.timings[name] = summarise(blocks, problem.repeats, errors[name], runners[name].note)
+    mode = problem.mode
+    timed = time_at_once if mode.server else time_beside_others if mode.busy else time_alone
+    result.timings = timed(runners, problem, effort)
+    for name, timing in result.timings.items():
+        timing.error, timing.note = errors[name], runners[name].note
 
 
 def _is_failure(reason: str) -> bool:

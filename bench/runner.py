@@ -25,6 +25,7 @@ class Runner:
     context: Callable[[], AbstractContextManager[object]] = nullcontext
     skip: tuple[str, ...] = ()  # outputs that this peer, by its nature, has different
     note: str = ""
+    threads: int = 0  # torch's intra-op threads, where not those of the run
 
 
 @dataclass(frozen=True)

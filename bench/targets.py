@@ -55,8 +55,8 @@ def verdicts(run: Run) -> list[Verdict]:
     def best(peers: tuple[str, ...]) -> Measure:
         return lambda result: result.best_ratio(peers)
 
-    def against(peer: str) -> Measure:
-        return lambda result: result.ratio(peer)
+    def against(peer: str, figure: str = "") -> Measure:
+        return lambda result: result.ratio(peer, figure)
 
     def fraction(result: Result) -> float | None:
         return result.fraction
@@ -68,8 +68,13 @@ def verdicts(run: Run) -> list[Verdict]:
     def own(variant: str, over: str = SUBJECT) -> Measure:
         return lambda result: result.speedup(variant, over)
 
+    def calm(result: Result) -> float | None:
+        subject = result.timings.get(SUBJECT)
+        return subject.figures["quiet"] / subject.figures["p90"] if subject else None
+
     infer, train, quantized = of("infer"), of("train"), of("quantized")
     step, loop = of("cell-step"), of("cell-loop")
+    at_once, busy = [r for r in of("server") if "-x" in r.case], of("busy")
     lines = [
         _least("inference against the best of torch, onnxruntime, openvino", 1.0, infer, best(_EXPORTS)),
         _mean("inference against the best of torch, onnxruntime, openvino", 1.5, infer, best(_EXPORTS)),
@@ -117,6 +122,18 @@ def verdicts(run: Run) -> list[Verdict]:
             1.0,
             of("cell-short-train"),
             against("torch"),
+        ),
+        _least("several Python threads at once against torch", 1.0, at_once, against("torch")),
+        _least(
+            "several Python threads at once against one intra-op thread", 0.9, at_once, against("fastrnn-1")
+        ),
+        _least("p90 beside busy cores against torch's", 1.0, busy, against("torch", "p90")),
+        _least("the worst p90 of a round against torch's worst", 1.0, busy, against("torch", "worst p90")),
+        _least(
+            "quiet median over the p90 beside busy cores, LSTM T100 B1 H128",
+            0.5,
+            (r for r in busy if r.case == "lstm-T100-B1-I128-H128"),
+            calm,
         ),
         _least("share of the limit, B >= 16", 0.85, (r for r in infer if r.batch >= 16), fraction),
         _least(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from bench.problem import Problem
 from bench.runner import Runner
 
 _SAMPLE_SECONDS = 1e-4  # shorter calls are timed several at once
@@ -25,14 +27,18 @@ class Effort:
 
 @dataclass
 class Timing:
-    """Seconds a run over all samples, and the median of each block; error as from Problem.check."""
+    """Seconds a run over all samples, and the median of each block; error as from Problem.check.
+
+    figures: what else a mode asks for, seconds by name.
+    """
 
     median: float
     q1: float
     q3: float
     blocks: list[float]
-    error: float
+    error: float = 0.0
     note: str = ""
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 Block = Callable[[], list[float]]  # times one block: the samples, seconds a call
@@ -75,20 +81,35 @@ def _timed(runner: Runner, calls: int) -> float:
 
 def _block(runner: Runner, inner: int, count: int) -> list[float]:
     time.sleep(_SETTLE_SECONDS)
+    with without_collection(), runner.context():
+        if count > 1:  # caches and pools are cold after the other peers, which a long call hardly feels
+            _timed(runner, 1)
+        return [_timed(runner, inner) for _ in range(count)]
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Python's garbage collector rests."""
     collecting = gc.isenabled()
     gc.disable()
     try:
-        with runner.context():
-            if count > 1:  # caches and pools are cold after the other peers, which a long call hardly feels
-                _timed(runner, 1)
-            return [_timed(runner, inner) for _ in range(count)]
+        yield
     finally:
         if collecting:
             gc.enable()
 
 
-def summarise(blocks: list[list[float]], repeats: int, error: float, note: str) -> Timing:
+def summarise(blocks: list[list[float]], repeats: int = 1) -> Timing:
     """repeats: runs of the case in one call."""
     everything = np.concatenate([np.asarray(block) for block in blocks]) / repeats
     q1, median, q3 = (float(value) for value in np.percentile(everything, (25, 50, 75)))
-    return Timing(median, q1, q3, [float(np.median(block)) / repeats for block in blocks], error, note)
+    return Timing(median, q1, q3, [float(np.median(block)) / repeats for block in blocks])
+
+
+def time_alone(runners: Mapping[str, Runner], problem: Problem, effort: Effort) -> dict[str, Timing]:
+    """Blocks of calls, peer after peer, with nothing else at work."""
+    blocks = {name: blocks_of(runner, effort) for name, runner in runners.items()}
+    return {
+        name: summarise(samples, problem.repeats)
+        for name, samples in time_in_turns(blocks, effort.rounds).items()
+    }

@@ -14,32 +14,27 @@ import torch
 pytest.importorskip("numpy")
 pytest.importorskip("rich")
 
-from bench import busy, compare, markdown, scaling, sweep, tune
+from bench import compare, markdown, scaling, sweep, tune
 from bench.cases import CELLS, GATES, MODES, REGISTRY, Case, choose, modes_of
-from bench.limits import Constants, limit_of, measure
+from bench.limits import limit_of, measure
 from bench.peers import PEERS
 from bench.problem import make_problem
-from bench.results import Result, Run, geometric_means
+from bench.results import Run, geometric_means
 from bench.run import main
 from bench.runner import Settings, Unsupported
 from bench.targets import verdicts
-from bench.timing import Effort, Timing
+from bench.timing import Effort
+from benchcases import CONSTANTS, case_of, made_up, run_of
 from fastrnn import _spec
 
 ROOT = Path(__file__).parent.parent
-CONSTANTS = Constants(2, peak=1e11, bandwidth={1 << 16: 1e11, 1 << 24: 1e10}, handoff=1e-7, measured=False)
-
-
-def case_of(name: str) -> Case:
-    case = Case.parse(name)
-    assert case is not None
-    return case
 
 
 def test_case_names():
     assert all(Case.parse(case.id) == case for case in REGISTRY)
     assert len({case.id for case in REGISTRY}) == len(REGISTRY) >= 66
     assert case_of("gru-T35-B20-I650-H651-L2-bi") == Case("gru", 35, 20, 650, 651, 2, True)
+    assert case_of("lstm-T5-B2-I6-H7-x4") == Case("lstm", 5, 2, 6, 7, callers=4)
     for name in ("gru", "lstm-T0-B1-I1-H1", "tcn-T1-B1-I1-H1", "lstm-T1-B1-I1-H1-x"):
         assert Case.parse(name) is None
 
@@ -82,6 +77,7 @@ def test_modes_have_cases_of_their_own():
     assert [case.id for case in loops] == [f"gru-T20-B256-I{h}-H{h}" for h in (64, 128, 256, 512, 1024)]
     assert {case.time for case in choose(CELLS, MODES["cell-short-train"], [])} == {1, 2, 4}
     assert choose(CELLS, MODES["cell-step"], ["gru-T1-B1-I2-H3-L2", "gru-T1-B1-I2-H3-bi"]) == []
+    assert choose(["lstm"], MODES["infer"], ["lstm-T5-B2-I6-H7-x4"]) == []
 
 
 @pytest.mark.parametrize("mode", ["infer", "train", "packed", "packed-train"])
@@ -135,19 +131,6 @@ def test_check_refuses_wrong_output():
     del outputs["h_n"], outputs["y"]
     with pytest.raises(ValueError, match="shape None"):
         problem.check(outputs)
-
-
-def made_up(name: str, mode: str, **seconds: float) -> Result:
-    """A result of these times."""
-    case = case_of(name)
-    result = Result(name, case.cell, mode, case.batch, case.time, case.hidden, limit=0.5, bound="weights")
-    result.timings = {peer: Timing(time, time, time, [time], 0.0) for peer, time in seconds.items()}
-    return result
-
-
-def run_of(*results: Result) -> Run:
-    versions = {peer: "1" for result in results for peer in result.timings}
-    return Run({"cpu": "some", "cores": 2}, {"threads": 1}, CONSTANTS.to_json(), versions, list(results))
 
 
 @pytest.fixture
@@ -260,15 +243,6 @@ def test_scaling(tmp_path):
     assert page.read_text().count("| lstm-T100-B1-I1024-H1024 |") == 1
     page.write_text("no marks")
     assert scaling.main(["--write", str(page)]) == 1
-
-
-def test_busy_cores(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(busy, "CASES", "gru-T3-B2-I8-H8")
-    path = tmp_path / "busy.json"
-    assert busy.main(["--rounds", "1", "--threads", "1", "--json", str(path)]) == 0
-    slowdown = json.loads(path.read_text())["cases"]["gru-T3-B2-I8-H8"]["slowdown"]
-    assert set(slowdown) == {"fastrnn", "torch"} and min(slowdown.values()) > 0
-    assert "slow-downs" in capsys.readouterr().out
 
 
 def test_compare(tmp_path, monkeypatch, capsys):
