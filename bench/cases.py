@@ -124,6 +124,7 @@ MODES = {
             cases=_BESIDE_OTHERS,
             peers=_BOTH,
             rounds=5,
+            block_seconds=1.0,
         ),
     )
 }

@@ -19,7 +19,7 @@ from bench.runner import Runner
 from bench.timing import Block, Effort, Timing, summarise, time_in_turns, without_collection
 
 _WARM_UP = 5
-_CALLS = 50  # of each peer in a round beside busy cores
+_CALLS = 50  # of each peer in a round beside busy cores, at the least
 
 
 def time_at_once(runners: Mapping[str, Runner], problem: Problem, effort: Effort) -> dict[str, Timing]:
@@ -74,40 +74,38 @@ def _call_for(runner: Runner, start: threading.Barrier, seconds: float) -> list[
 def time_beside_others(runners: Mapping[str, Runner], problem: Problem, effort: Effort) -> dict[str, Timing]:
     """Single calls, peer after peer, while other processes keep every core busy.
 
-    quiet: the median of as many calls without them; p90: of all calls; worst p90: the largest of a round.
+    quiet: the median of such calls without them; p90: of all calls; worst p90: the largest of a round.
     """
-    blocks = {name: _one_call(runner) for name, runner in runners.items()}
-
-    def one_round() -> dict[str, list[float]]:
-        with without_collection():
-            samples = time_in_turns(blocks, _WARM_UP + _CALLS)
-        return {name: [call for (call,) in calls[_WARM_UP:]] for name, calls in samples.items()}
-
-    quiet = one_round()
+    quiet = _one_by_one(runners, effort.block_seconds)
     rounds = []
     for _ in range(effort.rounds):
         with busy_cores(torch.get_num_threads()):
-            rounds.append(one_round())
+            rounds.append(_one_by_one(runners, effort.block_seconds))
     timings = {}
     for name in runners:
         calls = [found[name] for found in rounds]
         timings[name] = summarise(calls)
         timings[name].figures = {
             "quiet": float(np.median(quiet[name])),
-            "p90": float(np.percentile(calls, 90)),
-            "worst p90": float(np.percentile(calls, 90, axis=1).max()),
+            "p90": float(np.percentile(np.concatenate(calls), 90)),
+            "worst p90": max(float(np.percentile(found, 90)) for found in calls),
         }
     return timings
 
 
-def _one_call(runner: Runner) -> Block:
-    def block() -> list[float]:
-        with runner.context():
-            start = time.perf_counter()
-            runner.call()
-            return [time.perf_counter() - start]
-
-    return block
+def _one_by_one(runners: Mapping[str, Runner], seconds: float) -> dict[str, list[float]]:
+    """Seconds of every call. A scheduler favours a process that has slept: the first calls beside others meet none."""
+    samples: dict[str, list[float]] = {name: [] for name in runners}
+    stop, turns = time.perf_counter() + seconds, 0
+    with without_collection():
+        while turns < _WARM_UP + _CALLS or time.perf_counter() < stop:
+            turns += 1
+            for name, runner in runners.items():
+                with runner.context():
+                    start = time.perf_counter()
+                    runner.call()
+                    samples[name].append(time.perf_counter() - start)
+    return {name: calls[_WARM_UP:] for name, calls in samples.items()}
 
 
 @contextmanager
