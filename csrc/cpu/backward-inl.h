@@ -87,28 +87,23 @@ class BackwardPass : BackwardLayout<T> {
 
     // -- weights ------------------------------------------------------------------------------------------------------
 
-    // panels over the columns of w; rows in the order of the slots
-    void pack_gates(const T* w, int64_t columns, SlotRange slots, T* packed, Range range) const {
-        for (int i = 0; i < slots.count; ++i) {
-            const T* rows = w + k_.gate_of_slot[slots.begin + i] * s_.hidden * columns;
-            pack_wide(rows, s_.hidden, columns, i * s_.hidden, slots.count * s_.hidden, packed, range);
+    // panels over the columns of a matrix, `rows` rows for each of `segments`
+    static void pack(const T* const* w, int64_t segments, int64_t rows, int64_t columns, T* packed, Range range) {
+        for (int64_t i = 0; i < segments; ++i) {
+            pack_wide(w[i], rows, columns, i * rows, segments * rows, packed, range);
         }
     }
 
     void pack_weights(int d, Place& place) {
-        const Weights& w = p_.weights[d];
         Buffers& b = buffers_[d];
         const auto share = [&](int64_t columns) {
             return split(columns, kTile, place.direction.rank(), place.direction.size());
         };
-        for (int i = 0; i < k_.stages; ++i) {
-            const Stage& stage = b.stages[i];
-            pack_gates(as(w.w_hh), stage.columns, k_.recurrent[i], stage.packed, share(stage.columns));
+        for (int i = 0; i < stages_; ++i) {
+            const Stage& s = b.stages[i];
+            if (s.packed) pack(s.w, s.reduction.segments, s.units, s.columns, s.packed, share(s.columns));
         }
-        if (p_.d_x) pack_gates(as(w.w_ih), s_.input, k_.input, b.packed_ih, share(s_.input));
-        if (s_.projection) {
-            pack_wide(as(w.w_hr), recurrent_, s_.hidden, 0, recurrent_, b.stages[k_.stages].packed, share(s_.hidden));
-        }
+        if (b.packed_ih) pack(b.w_ih, k_.input.count, s_.hidden, s_.input, b.packed_ih, share(s_.input));
         place.direction.wait();
     }
 
@@ -131,7 +126,7 @@ class BackwardPass : BackwardLayout<T> {
             for (int64_t step = last - 1; step >= first && place.works; --step) {
                 const Moment now{d, steps, chunk, steps.time_of(step), step};
                 const Range active{rows.begin, min(rows.end, steps.count(now.t))};
-                for (int i = stages_ - 1; i >= 0; --i) run_stage(now, i, active, place);
+                for (int i = stages_ - 1; i >= 0; --i) run_stage(now, i, active, place, scratch_of(thread));
             }
             place.direction.wait();
             multiply_into_d_x(d, steps, chunk, place.direction, scratch_of(thread));
@@ -230,7 +225,7 @@ class BackwardPass : BackwardLayout<T> {
         }
     }
 
-    void run_stage(const Moment& now, int stage, Range rows, Place& place) {
+    void run_stage(const Moment& now, int stage, Range rows, Place& place, T* scratch) {
         const Stage& current = buffers_[now.d].stages[stage];
         const Range units = part_of(current.units, place), columns = part_of(current.columns, place);
         Block block;
@@ -238,7 +233,7 @@ class BackwardPass : BackwardLayout<T> {
             fill(block, now, stage, b, min(rows.end - b, kRowBlock), units);
             current.arithmetic(block.tile);
         }
-        if (!current.packed) return;
+        if (!current.has_product) return;
         // What a product makes, the gradient of what was multiplied, the next stage reads of its own units alone: there
         // is no barrier behind it.
         place.rows.wait();
@@ -246,27 +241,38 @@ class BackwardPass : BackwardLayout<T> {
         const int64_t first_row = now.steps.first_row(now.t) - now.chunk.first_row;
         const int64_t at = stage < k_.stages ? k_.recurrent[stage].begin * hidden_padded_ : 0;
         const int64_t stride = padded_units(current.columns);
-        multiply_wide(
+        multiply_by_weights(
             current.d_values + at + (first_row + rows.begin) * current.stride, current.stride, rows.end - rows.begin,
-            current.reduction, current.packed, columns, current.columns,
-            [&](int64_t r) { return current.d_operand + (rows.begin + r) * stride; }, current.init,
-            static_cast<T*>(nullptr));
+            current.reduction, current.packed, current.w, columns, current.columns,
+            [&](int64_t r) { return current.d_operand + (rows.begin + r) * stride; }, current.init, nullptr, scratch);
+    }
+
+    // with panels of weights, or with the weights as they lie where there are none
+    template <class RowAt>
+    static void multiply_by_weights(const T* a, int64_t a_stride, int64_t rows, const Reduction& reduction,
+                                    const T* packed, const T* const* w, Range range, int64_t width, const RowAt& c,
+                                    Init init, T* edge, T* near) {
+        packed ? multiply_wide(a, a_stride, rows, reduction, packed, range, width, c, init, edge)
+               : multiply_lying(a, a_stride, rows, reduction, w, range, width, c, init, edge, near);
     }
 
     // -- after a chunk ------------------------------------------------------------------------------------------------
 
-    // Each member of the team makes its share of the rows.
-    void multiply_into_d_x(int d, const Steps& steps, const Chunk& chunk, const Team& team, T* edge) {
+    // Each member of the team makes its share of the rows, or of the columns where weights are read as they lie.
+    void multiply_into_d_x(int d, const Steps& steps, const Chunk& chunk, const Team& team, T* scratch) {
         if (!p_.d_x) return;
-        const Range rows = split(chunk.rows, 1, team.rank(), team.size());
+        const bool lies = !buffers_[d].packed_ih;
+        const auto share = [&](int64_t count, int64_t grain) { return split(count, grain, team.rank(), team.size()); };
+        const Range rows = lies ? Range{0, chunk.rows} : share(chunk.rows, 1);
+        const Range columns = lies ? share(s_.input, kTile) : Range{0, s_.input};
         const T* d_slots = buffers_[d].d_values + k_.input.begin * hidden_padded_;
         const auto x_row = [&](int64_t r) {
             const int64_t row = chunk.first_row + rows.begin + r;
             return d == 0 ? d_x().at(steps, row) : buffers_[1].d_x + row * s_.input;
         };
-        multiply_wide(d_slots + rows.begin * values_stride_, values_stride_, rows.end - rows.begin,
-                      {k_.input.count, s_.hidden, hidden_padded_, 1}, buffers_[d].packed_ih, {0, s_.input}, s_.input,
-                      x_row, Init::zero, edge);
+        multiply_by_weights(d_slots + rows.begin * values_stride_, values_stride_, rows.end - rows.begin,
+                            {k_.input.count, s_.hidden, hidden_padded_, 1}, buffers_[d].packed_ih, buffers_[d].w_ih,
+                            columns, s_.input, x_row, Init::zero, scratch, scratch + Layout::kEdge);
     }
 
     void add_second_d_x(Range rows) {

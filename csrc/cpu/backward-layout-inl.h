@@ -7,6 +7,8 @@
 namespace fastrnn {
 namespace {
 
+// up to so many steps read the weights as they lie: a step packs a panel of them at a time, near
+constexpr int64_t kLyingSteps = 2;
 // about so many rows of the sequence make a chunk; what they are depends on sizes alone
 constexpr int64_t kChunkRows = 512;
 
@@ -15,7 +17,8 @@ struct BackwardLayout {
     static constexpr int64_t kLanes = Vec<T>::kLanes;
     static constexpr int64_t kTile = kLanes * kWide;  // units, and columns of a packed panel
     static constexpr int64_t kEdge = kRowBlock * kTile;
-    static constexpr int64_t kScratch = gradient_scratch<T>() > kEdge ? gradient_scratch<T>() : kEdge;
+    static constexpr int64_t kNear = 128 * kTile;  // a chain of a panel
+    static constexpr int64_t kScratch = max(gradient_scratch<T>(), kEdge + kNear);
 
     // A stage of the forward pass (cells/cell.h) backwards: its arithmetic gives the gradients of what its product
     // added to, and the product's transpose that of what it multiplied. The projection is the last one.
@@ -25,7 +28,9 @@ struct BackwardLayout {
         T* d_values;          // [K, .., units padded] of K rows of a chunk: gradients of what the product added to
         int64_t stride;       // from row to row of them
         Reduction reduction;  // over them
-        T* packed;            // panels over the columns of the weights; null: there is no product
+        bool has_product;
+        T* packed;            // panels over the columns of the weights; null: they are read as they lie
+        const T* w[kMaxProductSlots];  // their rows for each segment of the reduction
         int64_t columns;      // of the weights
         T* operand;           // [K, Hp] what the product multiplied, again; null: h
         T* d_operand;         // [B, columns padded]
@@ -34,7 +39,8 @@ struct BackwardLayout {
 
     struct Buffers {
         Stage stages[kMaxCellStages + 1];
-        T* packed_ih;
+        T* packed_ih;  // null: read as it lies
+        const T* w_ih[kMaxProductSlots];
         T* d_values;  // [K, gradients, Hp]
         T* d_h;       // [B, Rp]: on its way back through time
         T* d_c;       // [B, Hp]
@@ -67,7 +73,11 @@ struct BackwardLayout {
         b.d_values = arena_.take<T>(chunk_rows_ * values_stride_);
         b.d_h = arena_.take<T>(s_.batch * recurrent_padded_);
         b.d_c = arena_.take<T>(k_.c_saved >= 0 ? s_.batch * hidden_padded_ : 0);
-        b.packed_ih = arena_.take<T>(p_.d_x ? k_.input.count * s_.hidden * padded_units(s_.input) : 0);
+        const Weights& w = p_.weights[d];
+        const bool packs_x = p_.d_x && chunk_ < s_.time;
+        b.packed_ih =
+            packs_x ? arena_.take<T>(k_.input.count * s_.hidden * padded_units(s_.input)) : nullptr;
+        find_rows(w.w_ih, s_.input, k_.input, b.w_ih);
         b.d_x = arena_.take<T>(p_.d_x && d == 1 ? s_.rows * s_.input : 0);
         for (int i = 0; i < stages_; ++i) {
             const bool projects = i == k_.stages;
@@ -80,11 +90,22 @@ struct BackwardLayout {
             stage.stride = projects ? padded : values_stride_;
             stage.d_values = projects ? arena_.take<T>(chunk_rows_ * padded) : b.d_values;
             stage.reduction = {slots.count, stage.units, padded, 1};
-            stage.packed =
-                slots.count ? arena_.take<T>(slots.count * stage.units * padded_units(stage.columns)) : nullptr;
+            stage.has_product = slots.count > 0;
+            stage.packed = stage.has_product && s_.time > kLyingSteps
+                               ? arena_.take<T>(slots.count * stage.units * padded_units(stage.columns))
+                               : nullptr;
+            projects ? void(stage.w[0] = static_cast<const T*>(w.w_hr))
+                     : find_rows(w.w_hh, stage.columns, slots, stage.w);
             stage.operand = i == 0 ? nullptr : arena_.take<T>(chunk_rows_ * hidden_padded_);
             stage.d_operand = i == 0 ? b.d_h : arena_.take<T>(s_.batch * hidden_padded_);
             stage.init = i == 0 && k_.reads_h ? Init::accumulate : Init::zero;
+        }
+    }
+
+    // the rows of a matrix [G*H, columns] for each slot
+    void find_rows(const void* w, int64_t columns, SlotRange slots, const T** rows) const {
+        for (int i = 0; i < slots.count; ++i) {
+            rows[i] = static_cast<const T*>(w) + k_.gate_of_slot[slots.begin + i] * s_.hidden * columns;
         }
     }
 

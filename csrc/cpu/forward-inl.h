@@ -24,7 +24,7 @@ constexpr int64_t kRowsTogether = 32, kTilesTogether = 8;
 template <class T>
 class ForwardPass : ForwardLayout<T> {
     using Layout = ForwardLayout<T>;
-    using Layout::arena_, Layout::grain_, Layout::buffers_, Layout::chunk_, Layout::flags_, Layout::hidden_padded_,
+    using Layout::arena_, Layout::grain_, Layout::buffers_, Layout::by_tiles_, Layout::chunk_, Layout::flags_, Layout::hidden_padded_,
         Layout::k_;
     using Layout::keeps_slots_, Layout::offsets_, Layout::p_, Layout::packs_tiles_, Layout::prepared_;
     using Layout::prepared_rows_, Layout::prepared_size_, Layout::recurrent_, Layout::recurrent_padded_, Layout::s_;
@@ -166,31 +166,51 @@ class ForwardPass : ForwardLayout<T> {
         if (filled) body(a, c, filled);
     }
 
+    // the rows of a block as its product's form takes them
+    struct PreparedRows {
+        const T* place[kRowBlock];
+        const T* const* rows;
+        PreparedRows(const ForwardPass& pass, const Product<T>& product, const T* const* given, int64_t count,
+                     const T* prepared)
+            : rows(product.form->prepare ? place : given) {
+            for (int64_t r = 0; product.form->prepare && r < count; ++r) place[r] = prepared + r * pass.prepared_size_;
+        }
+    };
+
     // the slots of rows of a chunk before any stage: biases, and the product with x
     void multiply_input(int d, const Steps& steps, Range rows, Range units, int64_t first, int64_t last,
                         const Scratch& scratch) {
         const T* bias = buffers_[d].bias;
         const Product<T>& ih = buffers_[d].ih;
-        if (packs_tiles_) {
+        const auto for_each_block = [&](const auto& body) {
+            for_each_input_block(d, steps, rows, first, last, body);
+        };
+        if (by_tiles_) {
+            int64_t at = 0;
+            for_each_block([&](const T* const* a, T* const*, int64_t count) {
+                if (ih.form->prepare) ih.form->prepare(a, count, ih.length, scratch.prepared + at * prepared_size_);
+                at += count;
+            });
             Product<T> one = ih;
-            one.packed = scratch.tile;
             for (int64_t u = units.begin; u < units.end; u += tile_) {
                 const Range tile{u, min(u + tile_, units.end)};
-                one.first = u;
-                one.form->pack(one, tile);
-                for_each_input_block(d, steps, rows, first, last, [&](const T* const* a, T* const* c, int64_t count) {
-                    one.form->multiply(one, a, count, tile, c, Init::bias, bias);
+                if (packs_tiles_) {
+                    one.packed = scratch.tile;
+                    one.first = u;
+                    one.form->pack(one, tile);
+                }
+                at = 0;
+                for_each_block([&](const T* const* a, T* const* c, int64_t count) {
+                    const PreparedRows prepared(*this, ih, a, count, scratch.prepared + at * prepared_size_);
+                    one.form->multiply(one, prepared.rows, count, tile, c, Init::bias, bias);
+                    at += count;
                 });
             }
         } else {
-            for_each_input_block(d, steps, rows, first, last, [&](const T* const* a, T* const* c, int64_t count) {
-                const T* prepared[kRowBlock];
-                for (int64_t r = 0; ih.form->prepare && r < count; ++r) {
-                    T* row = scratch.prepared + r * prepared_size_;
-                    ih.form->prepare(a[r], ih.length, row);
-                    prepared[r] = row;
-                }
-                ih.form->multiply(ih, ih.form->prepare ? prepared : a, count, units, c, Init::bias, bias);
+            for_each_block([&](const T* const* a, T* const* c, int64_t count) {
+                if (ih.form->prepare) ih.form->prepare(a, count, ih.length, scratch.prepared);
+                const PreparedRows prepared(*this, ih, a, count, scratch.prepared);
+                ih.form->multiply(ih, prepared.rows, count, units, c, Init::bias, bias);
             });
         }
         for (int slot = 0; slot < k_.slots; ++slot) {
@@ -263,11 +283,11 @@ class ForwardPass : ForwardLayout<T> {
         const Stage& current = buffers_[now.d].stages[stage];
         const Product<T>& product = current.product;
         const ProductForm<T>* form = product.form;
-        if (form && form->prepare) {
-            for (int64_t b = rows.begin; b < rows.end; ++b) {
-                form->prepare(operand_row(now, stage, b), product.length,
-                              scratch.prepared + (b - rows.begin) * prepared_size_);
-            }
+        for (int64_t b = rows.begin; form && form->prepare && b < rows.end; b += kRowBlock) {
+            const int64_t count = min(rows.end - b, kRowBlock);
+            const T* given[kRowBlock];
+            for (int64_t r = 0; r < count; ++r) given[r] = operand_row(now, stage, b + r);
+            form->prepare(given, count, product.length, scratch.prepared + (b - rows.begin) * prepared_size_);
         }
         const bool projects = stage == k_.stages;
         const Range units =

@@ -12,6 +12,10 @@ constexpr int64_t kUnpackedRows = 8;         // up to here reading the weights a
 // and so does it for so few rows a step, below so many steps; many more where two copies crowd the caches
 constexpr int64_t kUnpackedBatch = 2, kUnpackedSteps = 48, kUnpackedStepsFar = 256, kFarBytes = 6 << 20;
 
+// What a vector of weights costs in multiply-adds of vectors, of which packed weights take one a row: to be packed, and to
+// meet a vector of rows in their lanes.
+constexpr double kPackingCost = 13, kLanesCost = 1.1;
+
 constexpr int kMaxStages = kMaxCellStages + 1;  // the projection is one more
 
 template <class T>
@@ -57,12 +61,14 @@ struct ForwardLayout {
         flags_ = arena_.take<Flag>(3 * threads_);
         offsets_ = s_.batch_sizes ? arena_.take<int64_t>(s_.time + 1) : nullptr;
         zeros_ = arena_.take<T>(max(s_.hidden, recurrent_));
-        const bool packs_any = s_.rows > kUnpackedRows && storage_.packed;
-        const bool packs_h = packs_any && packs_recurrent(weight_bytes), packs_x = packs_any && chunk_ < s_.time;
-        packs_tiles_ = packs_any && chunk_ == s_.time;
+        const ProductForm<T>* const x_form = form_for(s_.rows, 1, s_.rows > kUnpackedRows);
+        const ProductForm<T>* const h_form =
+            form_for(s_.batch, s_.time, s_.rows > kUnpackedRows && packs_recurrent(weight_bytes));
+        packs_tiles_ = x_form == storage_.packed && chunk_ == s_.time;
+        by_tiles_ = packs_tiles_ || x_form == storage_.in_lanes;
         tile_size_ = packs_tiles_ ? s_.input * k_.input.count * tile_ : 0;
         tiles_ = arena_.take<T>(threads_ * tile_size_);
-        for (int d = 0; d < s_.directions; ++d) lay_out(buffers_[d], p_.weights[d], packs_h, packs_x);
+        for (int d = 0; d < s_.directions; ++d) lay_out(buffers_[d], p_.weights[d], x_form, h_form);
         const auto prepared_size = [](const Product<T>& product) {
             const bool prepares = product.form && product.form->prepare;
             return prepares ? round_up(product.form->prepared_size(product.length), kUnitAlignment) : 0;
@@ -71,7 +77,8 @@ struct ForwardLayout {
         for (int i = 0; i < stages_; ++i) {
             prepared_size_ = max(prepared_size_, prepared_size(buffers_[0].stages[i].product));
         }
-        prepared_rows_ = prepared_size_ ? max(s_.batch, min(s_.rows, kRowBlock)) : 0;
+        const int64_t rows_at_once = max(s_.batch, by_tiles_ ? chunk_ * s_.batch : min(s_.rows, kRowBlock));
+        prepared_rows_ = prepared_size_ ? round_up(rows_at_once, kLanes) : 0;
         prepared_ = arena_.take<T>(threads_ * prepared_rows_ * prepared_size_);
     }
 
@@ -87,15 +94,23 @@ struct ForwardLayout {
         return s_.batch > kUnpackedBatch || (!storage_.widens && s_.time >= steps);
     }
 
-    void lay_out(Buffers& b, const Weights& w, bool packs_h, bool packs_x) {
-        b.ih = product(w.w_ih, w.scale_ih, s_.input, k_.input, packs_x || packs_tiles_);
-        if (packs_x) take_panels(b.ih);
+    // for so many products of `rows` rows each with the same weights
+    const ProductForm<T>* form_for(int64_t rows, int64_t products, bool packs) const {
+        if (!packs || !storage_.packed) return storage_.as_it_lies;
+        const auto cost = static_cast<double>(products * round_up(rows, kLanes)) * kLanesCost;
+        const auto packed = kPackingCost + static_cast<double>(products * rows);
+        return storage_.in_lanes && cost < packed ? storage_.in_lanes : storage_.packed;
+    }
+
+    void lay_out(Buffers& b, const Weights& w, const ProductForm<T>* x_form, const ProductForm<T>* h_form) {
+        b.ih = product(w.w_ih, w.scale_ih, s_.input, k_.input, x_form);
+        if (x_form == storage_.packed && !packs_tiles_) take_panels(b.ih);
         for (int i = 0; i < k_.stages; ++i) {
             const bool last = i + 1 == stages_;
             const int64_t length = i == 0 ? recurrent_ : s_.hidden;
-            b.stages[i] = {product(w.w_hh, w.scale_hh, length, k_.recurrent[i], packs_h), cell_.forward[i], s_.hidden,
+            b.stages[i] = {product(w.w_hh, w.scale_hh, length, k_.recurrent[i], h_form), cell_.forward[i], s_.hidden,
                            tile_, last ? nullptr : arena_.take<T>(s_.batch * hidden_padded_)};
-            if (packs_h) take_panels(b.stages[i].product);
+            if (h_form == storage_.packed) take_panels(b.stages[i].product);
         }
         if (s_.projection) {
             // int8 stands for the other two matrices alone
@@ -114,9 +129,9 @@ struct ForwardLayout {
     }
 
     // of the matrix's rows for `slots`
-    Product<T> product(const void* w, const float* scales, int64_t length, SlotRange slots, bool packs) const {
-        const ProductForm<T>* form = slots.count == 0 ? nullptr : packs ? storage_.packed : storage_.as_it_lies;
-        return {form, w, scales, k_.gates, s_.hidden, length, slots, k_.gate_of_slot, hidden_padded_, nullptr, 0};
+    Product<T> product(const void* w, const float* scales, int64_t length, SlotRange slots,
+                       const ProductForm<T>* form) const {
+        return {slots.count ? form : nullptr, w, scales, k_.gates, s_.hidden, length, slots, k_.gate_of_slot, hidden_padded_, nullptr, 0};
     }
 
     void take_panels(Product<T>& product) {
@@ -148,7 +163,7 @@ struct ForwardLayout {
     Flag* flags_;
     int64_t* offsets_;  // [T + 1], ragged only
     T* zeros_;          // [max(H, R)]
-    bool packs_tiles_;
+    bool packs_tiles_, by_tiles_;  // w_ih meets all rows of a chunk a tile of units at a time, packed for it alone or not
     int64_t tile_size_;
     T* tiles_;  // a tile of packed w_ih for each thread
     int64_t prepared_rows_, prepared_size_;

@@ -34,13 +34,14 @@ enum class Init { zero, bias, accumulate };
 struct Reduction {
     int64_t segments, length, segment_stride, step;
     int64_t chain = 128;  // reading and writing c this often costs about two per cent
+    int64_t row_step = 0;  // from row to row of a panel that lies in a matrix; 0: it is packed
 };
 
 // c[r][v * vector_stride ..] = (c, bias or 0) + sum over k in begin, begin + step .. end of a[r][k] * panel[..][v];
 // c is added last. A vector a k is fetched from `ahead` into the second-level cache.
 template <class T, int Rows, int Vectors>
 FASTRNN_INLINE void multiply_block(const T* const* a, int64_t begin, int64_t end, int64_t step, const T* panel,
-                                   const T* ahead, T* const* c, int64_t vector_stride, Init init, const T* bias) {
+                                   int64_t row_step, const T* ahead, T* const* c, int64_t vector_stride, Init init, const T* bias) {
     using V = Vec<T>;
     constexpr int kLanes = V::kLanes;
     V sum[Rows][Vectors];
@@ -51,7 +52,7 @@ FASTRNN_INLINE void multiply_block(const T* const* a, int64_t begin, int64_t end
             sum[r][v] = init == Init::bias ? V::load(bias + v * vector_stride) : V{T(0)};
         }
     }
-    for (int64_t k = begin; k != end; k += step, panel += Vectors * kLanes, ahead += kLanes) {
+    for (int64_t k = begin; k != end; k += step, panel += row_step, ahead += kLanes) {
         if constexpr (Rows == kMaxRows<Vectors>) __builtin_prefetch(ahead, 0, 2);
         V b[Vectors];
 #pragma GCC unroll 4
@@ -76,13 +77,14 @@ FASTRNN_INLINE void multiply_block(const T* const* a, int64_t begin, int64_t end
 template <class T, int Rows, int Vectors>
 FASTRNN_INLINE void multiply_chains(const T* const* a, const Reduction& reduction, const T* panel, const T* ahead,
                                     T* const* c, int64_t vector_stride, Init init, const T* bias) {
+    const int64_t row_step = reduction.row_step ? reduction.row_step : Vectors * Vec<T>::kLanes;
     int64_t done = 0;
     for (int64_t s = 0; s < reduction.segments; ++s) {
         for (int64_t k = 0; k < reduction.length || done == 0; k += reduction.chain) {  // once even if there is no k
             const int64_t left = reduction.length - k, count = left < reduction.chain ? left : reduction.chain;
             const int64_t begin = s * reduction.segment_stride + k * reduction.step;
             multiply_block<T, Rows, Vectors>(a, begin, begin + count * reduction.step, reduction.step,
-                                             panel + (s * reduction.length + k) * Vectors * Vec<T>::kLanes,
+                                             panel + (s * reduction.length + k) * row_step, row_step,
                                              ahead + (s * reduction.length + k) * Vec<T>::kLanes, c, vector_stride,
                                              done++ == 0 ? init : Init::accumulate, bias);
         }

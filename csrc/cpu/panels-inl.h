@@ -31,6 +31,20 @@ FASTRNN_NOINLINE void pack_wide_transposed(const W* w, int64_t length, int64_t c
     }
 }
 
+// One panel of the columns from w on, `left` of them or fewer: [rows][vectors][lanes].
+template <class T>
+FASTRNN_NOINLINE void pack_rows(const T* w, int64_t row_stride, int64_t rows, int64_t left, T* packed) {
+    constexpr int64_t kLanes = Vec<T>::kLanes;
+    if (left < kWide * kLanes) {
+        const int vectors = wide_vectors<T>(left);
+        for (int64_t k = 0; k < rows; ++k) pack_row(w + k * row_stride, left, vectors, packed + k * vectors * kLanes);
+        return;
+    }
+    for (int64_t k = 0; k < rows; ++k, w += row_stride, packed += kWide * kLanes) {
+        for (int v = 0; v < kWide; ++v) Vec<T>::load(w + v * kLanes).store(packed + v * kLanes);
+    }
+}
+
 // Rows `first` .. of the panels of the columns in `range` of B = w: w [rows, columns], the panels `length` rows high.
 template <class T>
 FASTRNN_NOINLINE void pack_wide(const T* w, int64_t rows, int64_t columns, int64_t first, int64_t length, T* packed,
@@ -38,9 +52,7 @@ FASTRNN_NOINLINE void pack_wide(const T* w, int64_t rows, int64_t columns, int64
     constexpr int64_t kLanes = Vec<T>::kLanes;
     for (int64_t n = range.begin; n < range.end; n += kLanes * kWide) {
         const int vectors = wide_vectors<T>(columns - n);
-        T* out = packed + n * length + first * vectors * kLanes;
-        for (int64_t k = 0; k < rows; ++k, out += vectors * kLanes)
-            pack_row(w + k * columns + n, columns - n, vectors, out);
+        pack_rows(w + n, columns, rows, columns - n, packed + n * length + first * vectors * kLanes);
     }
 }
 
@@ -64,6 +76,52 @@ void multiply_wide(const T* a, int64_t a_stride, int64_t rows, const Reduction& 
                            init, static_cast<const T*>(nullptr));
             for (int64_t r = 0; !whole && r < count; ++r) {
                 __builtin_memcpy(c_row[r] + n, target[r], sizeof(T) * static_cast<size_t>(width - n));
+            }
+        }
+    }
+}
+
+// so few rows read the panels of a matrix where they lie
+constexpr int64_t kFewRows = 8;
+
+// multiply_wide with B as it lies, for one use of it: segment s of the reduction meets the rows from w[s] on, `width`
+// long. A panel is packed a chain at a time, in `near` [chain, kWide vectors].
+template <class T, class RowAt>
+void multiply_lying(const T* a, int64_t a_stride, int64_t rows, const Reduction& reduction, const T* const* w,
+                    Range range, int64_t width, const RowAt& c, Init init, T* edge, T* near) {
+    constexpr int64_t kLanes = Vec<T>::kLanes, kPanel = kLanes * kWide;
+    const T* a_row[kRowBlock];
+    T* target[kRowBlock];
+    for (int64_t n = range.begin; n < range.end; n += kPanel) {
+        const int vectors = wide_vectors<T>(width - n);
+        const bool whole = n + kPanel <= width, direct = !edge || whole;
+        for (int64_t s = 0; s < reduction.segments; ++s) {
+            for (int64_t k = 0; k < reduction.length || (s == 0 && k == 0); k += reduction.chain) {
+                const int64_t left = reduction.length - k;
+                Reduction part{1, left < reduction.chain ? left : reduction.chain, 0, 1};
+                const T *const from = w[s] + k * width + n, *panel = near;
+                if (whole && rows <= kFewRows) {
+                    part.row_step = width;
+                    panel = from;
+                } else {
+                    pack_rows(from, width, part.length, width - n, near);
+                }
+                const Init now = s == 0 && k == 0 ? init : Init::accumulate;
+                for (int64_t first = 0; first < rows; first += kRowBlock) {
+                    const int64_t count = rows - first < kRowBlock ? rows - first : kRowBlock;
+                    for (int64_t r = 0; r < count; ++r) {
+                        a_row[r] = a + (first + r) * a_stride + s * reduction.segment_stride + k;
+                        target[r] = direct ? c(first + r) + n : edge + r * kPanel;
+                        if (!direct && now == Init::accumulate) {
+                            pack_row(c(first + r) + n, width - n, vectors, target[r]);
+                        }
+                    }
+                    multiply_panel(vectors, a_row, count, part, panel, target, kLanes, now,
+                                   static_cast<const T*>(nullptr));
+                    for (int64_t r = 0; !direct && r < count; ++r) {
+                        __builtin_memcpy(c(first + r) + n, target[r], sizeof(T) * static_cast<size_t>(width - n));
+                    }
+                }
             }
         }
     }

@@ -57,8 +57,8 @@ void clear_rest(const Rows<T>& sequence, const Steps& steps, Range rows, Range c
     }
 }
 
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+inline constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+inline constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 inline void fill_offsets(const Shape& shape, int64_t* offsets) {
     if (!shape.batch_sizes) return;

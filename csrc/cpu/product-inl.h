@@ -3,7 +3,7 @@
 #pragma once
 
 #include "int8-inl.h"
-#include "panels-inl.h"
+#include "lanes-inl.h"
 
 namespace fastrnn {
 namespace {
@@ -31,9 +31,10 @@ struct ProductForm {
     int64_t (*packed_size)(const Product<T>&);
     // packs the weights of `units`, which begin with a tile
     void (*pack)(const Product<T>&, Range units);
-    // values of a row in the form that multiply takes, and a row brought to it; null: rows are taken as they are
+    // Values of a row in the form that multiply takes, and up to kRowBlock rows brought to it, at out + r * size; those of
+    // a last, partial vector of rows take the place of a whole one. Null: rows are taken as they are.
     int64_t (*prepared_size)(int64_t length);
-    void (*prepare)(const T* row, int64_t length, T* out);
+    void (*prepare)(const T* const* rows, int64_t count, int64_t length, T* out);
     // out[r] slots, `units` of them, = (bias, 0 or what is there) + a[r] w^T; units begin with a tile
     void (*multiply)(const Product<T>&, const T* const* a, int64_t rows, Range units, T* const* out, Init init,
                      const T* bias);
@@ -127,6 +128,42 @@ struct AsItLies {
     }
 };
 
+// -- weights as they lie, rows in lanes --------------------------------------------------------------------------------
+
+template <class T>
+struct Lanes {
+    static constexpr int64_t kLanes = Vec<T>::kLanes;
+
+    static int64_t prepared_size(int64_t length) { return length; }
+
+    // a: of a block that is prepared as a whole
+    static void multiply(const Product<T>& p, const T* const* a, int64_t rows, Range units, T* const* out, Init init,
+                         const T* bias) {
+        T* c[kRowBlock];
+        for (int64_t v = units.begin; v < units.end; v += kLanes) {
+            for (int slot = p.slots.begin; slot < p.slots.end(); ++slot) {
+                const bool last = slot + 1 == p.slots.end();
+                const T* const next = Panels<T, T>::rows_of(p, last ? p.slots.begin : slot + 1, v + (last ? kLanes : 0));
+                const int64_t at = slot * p.padded + v;
+                for (int64_t r = 0; r < rows; ++r) c[r] = out[r] + at;
+                multiply_in_lanes(Panels<T, T>::rows_of(p, slot, v), p.length, p.units - v, next, a[0], rows, c, init,
+                                  init == Init::bias ? bias + at : nullptr);
+            }
+        }
+    }
+
+    static constexpr ProductForm<T> form() {
+        return {not_packed<T>, nullptr, prepared_size, put_in_lanes<T>, multiply};
+    }
+};
+
+// -- rows that are prepared one by one ---------------------------------------------------------------------------------
+
+template <class T, int64_t (*Size)(int64_t length), void (*Prepare)(const T* row, int64_t length, T* out)>
+void prepare_each(const T* const* rows, int64_t count, int64_t length, T* out) {
+    for (int64_t r = 0; r < count; ++r) Prepare(rows[r], length, out + r * Size(length));
+}
+
 // -- int8 -------------------------------------------------------------------------------------------------------------
 
 struct Int8Product {
@@ -161,29 +198,33 @@ struct Int8Product {
 
 // -- the choice -------------------------------------------------------------------------------------------------------
 
-// What a way of storing weights means to the engine: its two forms, and where each pays.
+// What a way of storing weights means to the engine: its forms, and where each pays.
 template <class T>
 struct Storage {
-    const ProductForm<T>* packed;  // null: the weights come packed
-    const ProductForm<T>* as_it_lies;
-    int64_t bytes;  // of a weight
-    bool widens;    // packed weights take more bytes, so many steps of few rows do not pay for packing
+    const ProductForm<T>* packed;      // null: the weights come packed
+    const ProductForm<T>* as_it_lies;  // for few rows
+    const ProductForm<T>* in_lanes;    // for more of them, in few steps; null: there is none
+    int64_t bytes;                     // of a weight
+    bool widens;                       // packed weights take more bytes, so many steps of few rows do not pay for packing
 };
 
 template <class T>
 Storage<T> storage_of(WeightFormat format) {
     static constexpr ProductForm<T> kPanels = Panels<T, T>::form();
     static constexpr ProductForm<T> kPlain{not_packed<T>, nullptr, nullptr, nullptr, AsItLies<T, T>::multiply};
+    static constexpr ProductForm<T> kLanes = Lanes<T>::form();
     if constexpr (sizeof(T) == sizeof(float)) {
         static constexpr ProductForm<T> kWidened = Panels<T, Bfloat16>::form();
-        static constexpr ProductForm<T> kBfloat16{not_packed<T>, nullptr, split_size, split_row,
+        static constexpr ProductForm<T> kBfloat16{not_packed<T>, nullptr, split_size,
+                                                  prepare_each<T, split_size, split_row>,
                                                   AsItLies<T, Bfloat16>::multiply};
-        static constexpr ProductForm<T> kInt8{not_packed<T>, nullptr, Int8Product::prepared_size, round_row,
+        static constexpr ProductForm<T> kInt8{not_packed<T>, nullptr, Int8Product::prepared_size,
+                                              prepare_each<T, Int8Product::prepared_size, round_row>,
                                               Int8Product::multiply};
-        if (format == WeightFormat::bfloat16) return {&kWidened, &kBfloat16, 2, true};
-        if (format == WeightFormat::int8) return {nullptr, &kInt8, 1, true};
+        if (format == WeightFormat::bfloat16) return {&kWidened, &kBfloat16, nullptr, 2, true};
+        if (format == WeightFormat::int8) return {nullptr, &kInt8, nullptr, 1, true};
     }
-    return {&kPanels, &kPlain, sizeof(T), false};
+    return {&kPanels, &kPlain, &kLanes, sizeof(T), false};
 }
 
 }  // namespace
