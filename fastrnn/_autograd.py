@@ -34,12 +34,15 @@ def layer(
     """
     if is_in_forward_ad():
         return reference_layer(spec, x, states, weights, batch_sizes, operands)
-    if is_transformed() or (torch.is_grad_enabled() and _differentiates(x, states, weights, operands)):
-        call = Call(spec, x, states, weights, batch_sizes, operands)
-        if recompute and _may_recompute(call):
-            outputs: tuple[Tensor, ...] = _RecomputedLayer.apply(*_flatten(call))  # type: ignore[no-untyped-call]
+    transformed = is_transformed()
+    if transformed or (torch.is_grad_enabled() and _differentiates(x, states, weights, operands)):
+        inputs = (spec, len(states), batch_sizes, x, *states, *weights, *operands)
+        if transformed:
+            outputs: tuple[Tensor, ...] = _TransformedLayer.apply(*inputs)[:-1]  # type: ignore[no-untyped-call]
+        elif recompute and _may_recompute(spec):
+            outputs = _RecomputedLayer.apply(*inputs)  # type: ignore[no-untyped-call]
         else:
-            outputs = _Layer.apply(*_flatten(call))[:-1]  # type: ignore[no-untyped-call]
+            outputs = _Layer.apply(*inputs)  # type: ignore[no-untyped-call]
         return outputs
     found = _ops.forward(spec, x, states, weights, batch_sizes, operands, False)
     if not found:
@@ -145,7 +148,9 @@ def _needs(call: Call, wanted: Sequence[bool]) -> int:
     return needs
 
 
-def _kept(gradients: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None]:
+def _kept(gradients: Sequence[Tensor | None], wanted: Sequence[bool]) -> Sequence[Tensor | None]:
+    if False not in wanted:
+        return gradients
     return [g if needed else None for g, needed in zip(gradients, wanted, strict=True)]
 
 
@@ -169,34 +174,60 @@ class _MappedOneByOne(Function):
         return outputs, (0,) * len(outputs)
 
 
-class _Layer(_MappedOneByOne):
-    """(*flat call) -> layer's results, reserve"""
+def _forward_to_train(inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """(*layer's results, reserve)"""
+    outputs = _ops.forward(*_unflatten(*inputs), True)
+    if not outputs:
+        raise Refused
+    return tuple(outputs)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
+    spec, ctx.states, *tensors = inputs
+    ctx.spec = spec & ~_spec.QUIET
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(outputs[0], outputs[-1], *tensors)
+
+
+class _Layer(Function):
+    """(*flat call) -> layer's results"""
 
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        outputs = _ops.forward(*_unflatten(*inputs), True)
-        if not outputs:
-            raise Refused
-        return tuple(outputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        spec, ctx.states, *tensors = inputs
-        ctx.spec = spec & ~_spec.QUIET
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(output[-1])
-        ctx.save_for_backward(output[0], output[-1], *tensors)
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        outputs = _forward_to_train(inputs)
+        _keep(ctx, inputs, outputs)
+        return outputs[:-1]
 
     @staticmethod
     def backward(ctx: Any, *d_outputs: Tensor | None) -> tuple[Any, ...]:
         y, reserve, *tensors = ctx.saved_tensors
         call, wanted = _unflatten(ctx.spec, ctx.states, *tensors), ctx.needs_input_grad[3:]
         if not torch.compiler.is_compiling() and any(map(is_batch_of_gradients, d_outputs)):
-            return None, None, None, *_batched_gradients(call, d_outputs[:-1])
-        # y is detached, for its dependence on x and the weights is part of the second derivative below
-        given = _Pass(call, _needs(call, wanted), y.detach(), reserve, d_outputs[:-1])
-        gradients = _differentiable(given) if torch.is_grad_enabled() else given.run()
+            return None, None, None, *_batched_gradients(call, d_outputs)
+        needs = _needs(call, wanted)
+        if torch.is_grad_enabled():
+            # y is detached, for its dependence on x and the weights is part of the second derivative below
+            gradients: Sequence[Tensor] = _differentiable(_Pass(call, needs, y.detach(), reserve, d_outputs))
+        else:
+            gradients = _ops.backward(call, y, reserve, d_outputs, needs)
         return None, None, None, *_kept(gradients, wanted)
+
+
+class _TransformedLayer(_MappedOneByOne):
+    """(*flat call) -> layer's results, reserve; in the form that torch.func asks for, which takes longer"""
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+        return _forward_to_train(inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _keep(ctx, inputs, output)
+        ctx.mark_non_differentiable(output[-1])
+
+    @staticmethod
+    def backward(ctx: Any, *d_outputs: Tensor | None) -> tuple[Any, ...]:
+        return _Layer.backward(ctx, *d_outputs[:-1])
 
 
 class _RecomputedLayer(Function):
@@ -292,12 +323,11 @@ def _batched_gradients(call: Call, d_outputs: Sequence[Tensor | None]) -> list[T
     return list(torch.autograd.grad([y for y, _ in used], leaves, [d for _, d in used], allow_unused=True))
 
 
-def _may_recompute(call: Call) -> bool:
+def _may_recompute(spec: int) -> bool:
     """torch.compile chooses by itself what to recompute; a cell may keep its outputs alone, and a step has no more."""
     return (
-        _spec.cell_of(call.spec).saved > 0
-        and not call.spec & _spec.SINGLE_STEP
-        and not is_transformed()
+        _spec.cell_of(spec).saved > 0
+        and not spec & _spec.SINGLE_STEP
         and not torch.compiler.is_compiling()
     )
 
@@ -320,7 +350,7 @@ def _spread(tensors: Sequence[Tensor | None], like: Sequence[Tensor | None]) -> 
     return [None if tensor is None else next(found) for tensor in like]
 
 
-# Function.apply asks for the signature on every call; kept here it costs a tenth
-_FUNCTIONS: tuple[Any, ...] = (_Layer, _LayerBackward, _RecomputedLayer)
+# Function.apply asks for the signature on every call of those with a setup_context; kept here it costs a tenth
+_FUNCTIONS: tuple[Any, ...] = (_TransformedLayer, _LayerBackward)
 for _function in _FUNCTIONS:
     _function.forward.__signature__ = inspect.signature(_function.forward)

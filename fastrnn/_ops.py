@@ -31,7 +31,7 @@ from fastrnn._compat import FakeTensor, constant_when_compiled, direct
 
 _ops = torch.ops.fastrnn
 _FORWARD, _BACKWARD = _ops.layer_forward.default, _ops.layer_backward.default
-_DIRECT_FORWARD = direct(_FORWARD)
+_DIRECT_FORWARD, _DIRECT_BACKWARD = direct(_FORWARD), direct(_BACKWARD)
 
 
 class Call(NamedTuple):
@@ -119,9 +119,8 @@ def backward(
 ) -> list[Tensor]:
     """[d_x, *d_states, *d_weights, *d_operands]; needs is made of :mod:`fastrnn._spec`'s bits."""
     spec, x, states, weights, batch_sizes, operands = call
-    found: list[Tensor] = _BACKWARD(
-        d_outputs, x, states, weights, batch_sizes, operands, y, reserve, spec, needs
-    )
+    op = _BACKWARD if torch.compiler.is_compiling() else _DIRECT_BACKWARD
+    found: list[Tensor] = op(d_outputs, x, states, weights, batch_sizes, operands, y, reserve, spec, needs)
     return found
 
 
