@@ -273,6 +273,13 @@ struct Layer {
         return batch_first ? empty(x, {shape.batch, shape.time, features}, dtype_code)
                            : empty(x, {shape.time, shape.batch, features}, dtype_code);
     }
+    // malloc gives memory of this size back to the system each time that it is freed
+    Tensor empty_output(int64_t features) const {
+        Tensor made = empty_sequence(features);
+        constexpr size_t kGivenBack = size_t{32} << 20;
+        const bool large = static_cast<size_t>(made.numel()) * made.element_size() >= kGivenBack;
+        return large ? in_huge_pages(std::move(made)) : made;
+    }
     Tensor empty_state(int64_t width) const {
         return spec.single_step ? empty(x, {shape.batch, width}, dtype_code)
                                 : empty(x, {shape.directions, shape.batch, width}, dtype_code);

@@ -41,7 +41,7 @@ std::vector<Tensor> run_forward(const Layer& layer, bool training) {
         outputs.push_back(std::move(made));
         return outputs.back().data_ptr();
     };
-    p.y = next(layer.empty_sequence(s.directions * layer.recurrent));
+    p.y = next(layer.empty_output(s.directions * layer.recurrent));
     const auto strides = layer.strides_of(outputs[0]);
     p.y_stride_time = strides.time;
     p.y_stride_batch = strides.batch;
@@ -109,7 +109,7 @@ std::vector<Tensor> run_backward(Layer& layer, std::vector<MaybeTensor> d_output
         gradients.push_back(std::move(made));
         return needed ? gradients.back().data_ptr() : nullptr;
     };
-    p.d_x = next(needs.x, needs.x ? layer.empty_sequence(s.input) : layer.nothing());
+    p.d_x = next(needs.x, needs.x ? layer.empty_output(s.input) : layer.nothing());
     if (needs.x) {
         const auto strides = layer.strides_of(gradients[0]);
         p.d_x_stride_time = strides.time;
