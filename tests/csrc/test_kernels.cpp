@@ -129,7 +129,7 @@ void test_absent_gradients(const Problem& p) {
 std::vector<int64_t> falling_batch_sizes(int64_t time, int64_t batch) {
     std::vector<int64_t> sizes;
     for (int64_t t = 0; t < time; ++t)
-        sizes.push_back(1 + (batch - 1) * (time - 1 - t / 2 * 2) / (time > 1 ? time - 1 : 1));
+        sizes.push_back(time == 1 ? batch : 1 + (batch - 1) * (time - 1 - t / 2 * 2) / (time - 1));
     return sizes;
 }
 
@@ -140,12 +140,11 @@ struct Size {
 const Cell kCells[] = {Cell::lstm, Cell::gru, Cell::gru_reset_before, Cell::rnn};
 
 void test_sizes() {
-    const Size sizes[] =
-        {
-            {1, 1, 1, 1, 1},   {4, 1, 5, 7, 3},    {3, 2, 1, 16, 16}, {5, 3, 6, 17, 18},
-            {3, 7, 4, 33, 5},  {2, 0, 3, 5, 2},    {6, 4, 10, 16, 1}, {3, 5, 0, 9, 4},
-            {2, 6, 37, 65, 9}, {150, 5, 1, 12, 2}, {3, 530, 2, 3, 2},  // this and the one before: several chunks of the
-                                                                       // backward pass
+    const Size sizes[] = {
+        {1, 1, 1, 1, 1},      {4, 1, 5, 7, 3},     {3, 2, 1, 16, 16},   {5, 3, 6, 17, 18},
+        {3, 7, 4, 33, 5},     {2, 0, 3, 5, 2},     {6, 4, 10, 16, 1},   {3, 5, 0, 9, 4},
+        {2, 6, 37, 65, 9},    {150, 5, 1, 12, 2},  {3, 530, 2, 3, 2},  // these two: several chunks of the backward pass
+        {1, 17, 140, 70, 66}, {2, 33, 9, 130, 20}, {1, 115, 70, 35, 5},  // few steps of many rows
     };
     int count = 0;
     for (const Size& size : sizes) {
