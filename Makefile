@@ -59,10 +59,10 @@ test-sanitized:
 	@cmake $(CMAKE_TESTS) -B build/sanitized -DFASTRNN_SANITIZE=address,undefined >/dev/null
 	@cmake --build build/sanitized --parallel $(JOBS)
 	@ctest --test-dir build/sanitized --output-on-failure --parallel $(JOBS)
-	@echo "-- the barrier and the pool of memory under the thread sanitizer"
+	@echo "-- the barrier, the account of cores and the pool of memory under the thread sanitizer"
 	@cmake $(CMAKE_TESTS) -B build/thread-sanitized -DFASTRNN_SANITIZE=thread >/dev/null
-	@cmake --build build/thread-sanitized --parallel $(JOBS) --target test_team test_kept_memory
-	@ctest --test-dir build/thread-sanitized --output-on-failure --tests-regex '^(team|kept_memory)$$'
+	@cmake --build build/thread-sanitized --parallel $(JOBS) --target test_team test_cores test_kept_memory
+	@ctest --test-dir build/thread-sanitized --output-on-failure --tests-regex '^(team|cores|kept_memory)$$'
 
 test-install: build-cpp
 	@echo "-- the installed CMake package, from a program of its own"

@@ -27,7 +27,7 @@ endforeach()
 
 # a library of the kernels for every instruction set
 function(add_kernels library)
-    add_library(${library} csrc/cpu/dispatch.cpp csrc/cpu/fork.cpp)
+    add_library(${library} csrc/cpu/cores.cpp csrc/cpu/dispatch.cpp csrc/cpu/fork.cpp)
     foreach(name ${instruction_sets})
         target_sources(${library} PRIVATE csrc/cpu/target_${name}.cpp)
     endforeach()
@@ -64,7 +64,7 @@ install(TARGETS fastrnn_kernels EXPORT fastrnn-targets
     COMPONENT kernels
     ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
     LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
-install(FILES csrc/include/fastrnn/kernels.h csrc/include/fastrnn/cells.def
+install(FILES csrc/include/fastrnn/kernels.h csrc/include/fastrnn/cores.h csrc/include/fastrnn/cells.def
     COMPONENT kernels DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/fastrnn)
 
 include(CMakePackageConfigHelpers)

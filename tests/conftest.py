@@ -1,4 +1,4 @@
-"""Shared set-up: equal seeds, one torch thread, and the instruction set put back after every test."""
+"""Shared set-up: equal seeds, one torch thread, teams of the size that is set; and the instruction set put back."""
 
 import os
 from collections.abc import Iterator
@@ -29,5 +29,8 @@ def _clean_state() -> Iterator[None]:
     # gives fastrnn two threads
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    torch.ops.fastrnn.adapt_threads(
+        False
+    )  # teams are as large as a test says, whatever else the machine runs
     yield
     torch.ops.fastrnn.force_isa("")

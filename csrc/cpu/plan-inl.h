@@ -2,10 +2,12 @@
 #pragma once
 
 #include "../cells/rows.h"
+#include "clock.h"
 #include "fastrnn/kernels.h"
 #include "float_mode.h"
 #include "fork.h"
 #include "team.h"
+#include "team_report.h"
 #include "vec.h"
 
 namespace fastrnn {
@@ -189,13 +191,23 @@ void run_team(int wanted, const Body& body) {
         FloatMode mode;
         static void begin(const void* argument) {
             const Region& region = *static_cast<const Region*>(argument);
+            int threads = 1;
+            slept = 0;
+            const int64_t began = nanoseconds();
+            int64_t done = began;
 #pragma omp parallel num_threads(region.wanted)
             {
                 const FloatMode own = float_mode();
                 set_float_mode(region.mode);
                 region.body(omp_get_thread_num(), omp_get_num_threads());
                 set_float_mode(own);
+                if (omp_get_thread_num() == 0) {
+                    threads = omp_get_num_threads();
+                    done = nanoseconds();
+                }
             }
+            const int64_t ended = nanoseconds();
+            if (threads > 1) report_team(threads, ended - began, slept + ended - done);
         }
     };
     const Region region{body, wanted, float_mode()};

@@ -13,6 +13,7 @@
 #include <cstdint>
 
 #include "../cells/inline.h"
+#include "clock.h"
 
 namespace fastrnn {
 namespace {
@@ -27,6 +28,8 @@ FASTRNN_INLINE void relax() {
     __builtin_ia32_pause();
 #endif
 }
+
+thread_local int64_t slept = 0;  // ns that this thread has slept for members of its teams
 
 class Team {
    public:
@@ -47,13 +50,19 @@ class Team {
         for (int other = 0; other < size_; ++other) {
             if (other == rank_) continue;
             for (int spins = 0; !reached(__atomic_load_n(&flags_[other].generation, __ATOMIC_ACQUIRE)); ++spins) {
-                spins < kSpins ? relax() : sleep(flags_[other]);
+                spins < kSpins ? relax() : sleep_timed(flags_[other]);
             }
         }
     }
 
    private:
     static constexpr int kSpins = 2000;  // some 30 us
+
+    void sleep_timed(Flag& flag) const {
+        const int64_t began = nanoseconds();
+        sleep(flag);
+        slept += nanoseconds() - began;
+    }
 
     bool reached(uint32_t generation) const { return static_cast<int32_t>(generation - generation_) >= 0; }
 

@@ -15,6 +15,8 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
     m.def("supported_isas() -> str");
     m.def("force_isa(str name) -> ()");
     m.def("num_threads() -> int");
+    m.def("calls_in_flight() -> int");      // on the CPU
+    m.def("adapt_threads(bool on) -> ()");  // off: a call has as many threads as torch says, whatever else runs
     m.def(
         "plan(str cell, int time, int batch, int input, int hidden, bool bidirectional, int threads) "
         "-> (int threads, int batch_parts, int unit_parts, float seconds)");

@@ -8,26 +8,18 @@
 #include <vector>
 
 #include "layer.h"
+#include "run_cpu.h"
 #include "run_cuda.h"
-#include "workspace.h"
 
 namespace fastrnn {
 namespace {
-
-size_t workspace_bytes(const ForwardParams& p, const Kernels& kernels) { return forward_workspace_bytes(p, kernels); }
-size_t workspace_bytes(const BackwardParams& p, const Kernels& kernels) { return backward_workspace_bytes(p, kernels); }
-void run_on_cpu(const ForwardParams& p, const Kernels& kernels) { forward(p, kernels); }
-void run_on_cpu(const BackwardParams& p, const Kernels& kernels) { backward(p, kernels); }
 
 template <class Params>
 void run(Params& p, [[maybe_unused]] const Layer& layer) {
 #if defined(FASTRNN_WITH_CUDA)
     if (!layer.on_cpu) return run_on_cuda(p, layer.x);
 #endif
-    const Kernels& kernels = active_kernels();
-    const Workspace workspace(workspace_bytes(p, kernels));
-    p.workspace = workspace.data();
-    run_on_cpu(p, kernels);
+    run_on_cpu(p);
 }
 
 std::vector<Tensor> run_forward(const Layer& layer, bool training) {

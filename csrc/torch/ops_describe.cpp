@@ -5,6 +5,7 @@
 #include <string>
 #include <tuple>
 
+#include "fastrnn/cores.h"
 #include "fastrnn/kernels.h"
 #include "spec.h"
 
@@ -61,6 +62,7 @@ std::string compiled_isas() { return isas(isa_compiled); }
 std::string supported_isas() { return isas(isa_supported); }
 void force_isa_op(std::string name) { force_isa(name.c_str()); }
 int64_t num_threads() { return torch::stable::get_num_threads(); }
+int64_t calls_in_flight() { return leases_in_flight(); }
 
 std::tuple<int64_t, int64_t, int64_t, double> plan(std::string cell, int64_t time, int64_t batch, int64_t input,
                                                    int64_t hidden, bool bidirectional, int64_t threads) {
@@ -98,5 +100,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
     m.impl("force_isa", TORCH_BOX(&fastrnn::force_isa_op));
     m.impl("plan", TORCH_BOX(&fastrnn::plan));
     m.impl("num_threads", TORCH_BOX(&fastrnn::num_threads));
+    m.impl("calls_in_flight", TORCH_BOX(&fastrnn::calls_in_flight));
+    m.impl("adapt_threads", TORCH_BOX(&fastrnn::adapt_leases));
     m.impl("cuda_compiled", TORCH_BOX(&fastrnn::cuda_compiled));
 }

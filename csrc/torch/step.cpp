@@ -11,8 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "fastrnn/kernels.h"
-#include "workspace.h"
+#include "run_cpu.h"
 
 using torch::stable::Tensor;
 
@@ -72,10 +71,7 @@ void run(const FastrnnStep& step, const void* x) {
     p.weights[0].scale_ih = step.scale_ih;
     p.weights[0].scale_hh = step.scale_hh;
     p.threads = static_cast<int>(torch::stable::get_num_threads());
-    const Kernels& kernels = active_kernels();
-    const Workspace workspace(forward_workspace_bytes(p, kernels));
-    p.workspace = workspace.data();
-    forward(p, kernels);
+    run_on_cpu(p);
 }
 
 bool has_moved(const FastrnnWatch& watch) {
