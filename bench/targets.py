@@ -33,7 +33,7 @@ class Verdict:
         """The least case, or every case below the aim with its value."""
         if self.met:
             return self.cases[0][0] if self.cases else ""
-        return ", ".join(f"{case} {value:.2f}" for case, value in self.cases if value < self.aim)
+        return ", ".join(f"{case} {value:.3g}" for case, value in self.cases if value < self.aim)
 
 
 def _mean(what: str, aim: float, results: Iterable[Result], measure: Measure) -> Verdict:
