@@ -99,11 +99,15 @@ def test_overlapping_streams_agree_bitwise() -> None:
     assert OPS.calls_in_flight() == 0
 
 
-def script(code: str) -> None:
-    """In a process of its own."""
+def script(code: str, before: str = "") -> None:
+    """In a process of its own; before: what it does before it loads fastrnn."""
     prelude = "import os, resource, threading, torch, fastrnn\nOPS = torch.ops.fastrnn\n"
     process = subprocess.run(
-        [sys.executable, "-c", prelude + code], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", before + prelude + code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert process.returncode == 0, process.stderr
 
@@ -147,3 +151,19 @@ other.join()
 assert found == [0] * 20, found
 assert OPS.calls_in_flight() == 0
 """)
+
+
+def test_a_team_has_no_more_threads_than_the_process_has_cores() -> None:
+    script(
+        """
+torch.set_num_threads(2)
+module, x = fastrnn.LSTM(64, 256).requires_grad_(False), torch.randn(40, 16, 64)
+before = len(os.listdir("/proc/self/task"))
+shared = module(x)[0]
+assert len(os.listdir("/proc/self/task")) == before
+OPS.adapt_threads(False)
+assert torch.equal(module(x)[0], shared)
+assert len(os.listdir("/proc/self/task")) == before + 1
+""",
+        before="import os\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n",
+    )
