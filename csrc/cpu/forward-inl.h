@@ -166,6 +166,10 @@ class ForwardPass : ForwardLayout<T> {
         if (filled) body(a, c, filled);
     }
 
+    void prepare(const Product<T>& product, const T* const* rows, int64_t count, T* out) const {
+        if (product.form->prepare) product.form->prepare(rows, count, product.length, out, prepared_size_);
+    }
+
     // the rows of a block as its product's form takes them
     struct PreparedRows {
         const T* place[kRowBlock];
@@ -188,7 +192,7 @@ class ForwardPass : ForwardLayout<T> {
         if (by_tiles_) {
             int64_t at = 0;
             for_each_block([&](const T* const* a, T* const*, int64_t count) {
-                if (ih.form->prepare) ih.form->prepare(a, count, ih.length, scratch.prepared + at * prepared_size_);
+                prepare(ih, a, count, scratch.prepared + at * prepared_size_);
                 at += count;
             });
             Product<T> one = ih;
@@ -208,7 +212,7 @@ class ForwardPass : ForwardLayout<T> {
             }
         } else {
             for_each_block([&](const T* const* a, T* const* c, int64_t count) {
-                if (ih.form->prepare) ih.form->prepare(a, count, ih.length, scratch.prepared);
+                prepare(ih, a, count, scratch.prepared);
                 const PreparedRows prepared(*this, ih, a, count, scratch.prepared);
                 ih.form->multiply(ih, prepared.rows, count, units, c, Init::bias, bias);
             });
@@ -287,7 +291,7 @@ class ForwardPass : ForwardLayout<T> {
             const int64_t count = min(rows.end - b, kRowBlock);
             const T* given[kRowBlock];
             for (int64_t r = 0; r < count; ++r) given[r] = operand_row(now, stage, b + r);
-            form->prepare(given, count, product.length, scratch.prepared + (b - rows.begin) * prepared_size_);
+            prepare(product, given, count, scratch.prepared + (b - rows.begin) * prepared_size_);
         }
         const bool projects = stage == k_.stages;
         const Range units =

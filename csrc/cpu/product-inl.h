@@ -31,10 +31,10 @@ struct ProductForm {
     int64_t (*packed_size)(const Product<T>&);
     // packs the weights of `units`, which begin with a tile
     void (*pack)(const Product<T>&, Range units);
-    // Values of a row in the form that multiply takes, and up to kRowBlock rows brought to it, at out + r * size; those of
-    // a last, partial vector of rows take the place of a whole one. Null: rows are taken as they are.
+    // Values of a row in the form that multiply takes, and up to kRowBlock rows brought to it, `stride` values apart, of
+    // which a last, partial vector of rows takes as many as a whole one. Null: rows are taken as they are.
     int64_t (*prepared_size)(int64_t length);
-    void (*prepare)(const T* const* rows, int64_t count, int64_t length, T* out);
+    void (*prepare)(const T* const* rows, int64_t count, int64_t length, T* out, int64_t stride);
     // out[r] slots, `units` of them, = (bias, 0 or what is there) + a[r] w^T; units begin with a tile
     void (*multiply)(const Product<T>&, const T* const* a, int64_t rows, Range units, T* const* out, Init init,
                      const T* bias);
@@ -135,8 +135,11 @@ struct Lanes {
     static constexpr int64_t kLanes = Vec<T>::kLanes;
 
     static int64_t prepared_size(int64_t length) { return length; }
+    static void prepare(const T* const* rows, int64_t count, int64_t length, T* out, int64_t) {
+        put_in_lanes(rows, count, length, out);
+    }
 
-    // a: of a block that is prepared as a whole
+    // a: of a block that is prepared as a whole, from a[0] on
     static void multiply(const Product<T>& p, const T* const* a, int64_t rows, Range units, T* const* out, Init init,
                          const T* bias) {
         T* c[kRowBlock];
@@ -153,15 +156,15 @@ struct Lanes {
     }
 
     static constexpr ProductForm<T> form() {
-        return {not_packed<T>, nullptr, prepared_size, put_in_lanes<T>, multiply};
+        return {not_packed<T>, nullptr, prepared_size, prepare, multiply};
     }
 };
 
 // -- rows that are prepared one by one ---------------------------------------------------------------------------------
 
-template <class T, int64_t (*Size)(int64_t length), void (*Prepare)(const T* row, int64_t length, T* out)>
-void prepare_each(const T* const* rows, int64_t count, int64_t length, T* out) {
-    for (int64_t r = 0; r < count; ++r) Prepare(rows[r], length, out + r * Size(length));
+template <class T, void (*Prepare)(const T* row, int64_t length, T* out)>
+void prepare_each(const T* const* rows, int64_t count, int64_t length, T* out, int64_t stride) {
+    for (int64_t r = 0; r < count; ++r) Prepare(rows[r], length, out + r * stride);
 }
 
 // -- int8 -------------------------------------------------------------------------------------------------------------
@@ -215,12 +218,10 @@ Storage<T> storage_of(WeightFormat format) {
     static constexpr ProductForm<T> kLanes = Lanes<T>::form();
     if constexpr (sizeof(T) == sizeof(float)) {
         static constexpr ProductForm<T> kWidened = Panels<T, Bfloat16>::form();
-        static constexpr ProductForm<T> kBfloat16{not_packed<T>, nullptr, split_size,
-                                                  prepare_each<T, split_size, split_row>,
+        static constexpr ProductForm<T> kBfloat16{not_packed<T>, nullptr, split_size, prepare_each<T, split_row>,
                                                   AsItLies<T, Bfloat16>::multiply};
         static constexpr ProductForm<T> kInt8{not_packed<T>, nullptr, Int8Product::prepared_size,
-                                              prepare_each<T, Int8Product::prepared_size, round_row>,
-                                              Int8Product::multiply};
+                                              prepare_each<T, round_row>, Int8Product::multiply};
         if (format == WeightFormat::bfloat16) return {&kWidened, &kBfloat16, nullptr, 2, true};
         if (format == WeightFormat::int8) return {nullptr, &kInt8, nullptr, 1, true};
     }
