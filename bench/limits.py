@@ -66,12 +66,13 @@ class Limit:
 
 def measure(threads: int, quick: bool = False) -> Constants:
     """The constants of this machine with that many cores at work; two seconds of work, or half a second."""
-    peak = _measure_peak(0.1 if quick else 0.6)
+    peak = _measure_product(0.1 if quick else 0.6)
     with tempfile.TemporaryDirectory() as folder:
         probe = _load_probe(Path(folder))
         if probe is None:
             return Constants(threads, peak, FALLBACK_BANDWIDTH, FALLBACK_HANDOFF, measured=False)
         sizes, seconds = (_SIZES[::4], 0.02) if quick else (_SIZES, 0.1)
+        peak = max(peak, probe.probe_flops(seconds))  # torch's products are far below it on some CPUs
         bandwidth = {size: probe.probe_read(size, threads, seconds) for size in sizes}
         handoff = probe.probe_handoff(seconds) if threads > 1 else 0.0
         if handoff > _CREDIBLE_HANDOFF:
@@ -79,7 +80,7 @@ def measure(threads: int, quick: bool = False) -> Constants:
     return Constants(threads, peak, bandwidth, handoff, measured=True)
 
 
-def _measure_peak(seconds: float) -> float:
+def _measure_product(seconds: float) -> float:
     """FLOP/s of the best square float32 matrix product on one core."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -109,9 +110,9 @@ def _load_probe(folder: Path) -> ctypes.CDLL | None:
     if built.returncode != 0:
         return None
     probe = ctypes.CDLL(str(library))
-    probe.probe_read.restype = probe.probe_handoff.restype = ctypes.c_double
+    probe.probe_read.restype = probe.probe_handoff.restype = probe.probe_flops.restype = ctypes.c_double
     probe.probe_read.argtypes = (ctypes.c_size_t, ctypes.c_int, ctypes.c_double)
-    probe.probe_handoff.argtypes = (ctypes.c_double,)
+    probe.probe_handoff.argtypes = probe.probe_flops.argtypes = (ctypes.c_double,)
     return probe
 
 

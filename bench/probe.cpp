@@ -1,5 +1,6 @@
-// Two constants of the machine that Python cannot time: how fast cores read weights from the level of memory
-// they lie in, and how long a store takes to be seen by another core. Built and loaded by limits.py.
+// Constants of the machine that Python cannot time: how fast a core multiplies and adds, how fast cores read weights
+// from the level of memory they lie in, and how long a store takes to be seen by another core. Built and loaded by
+// limits.py.
 #include <atomic>
 #include <chrono>
 #include <cstddef>
@@ -63,6 +64,31 @@ extern "C" double probe_read(size_t bytes, int threads, double seconds) {
     double slowest = rates[0];
     for (double rate : rates) slowest = rate < slowest ? rate : slowest;
     return slowest;
+}
+
+// FLOP/s of one core on numbers in its registers, the best of many short batches within `seconds`.
+extern "C" double probe_flops(double seconds) {
+#if defined(__AVX512F__)
+    typedef float Register __attribute__((vector_size(64)));
+#elif defined(__AVX__)
+    typedef float Register __attribute__((vector_size(32)));
+#else
+    typedef float Register __attribute__((vector_size(16)));
+#endif
+    constexpr int sums = 12, rounds = 20000;  // more than a multiply-add takes cycles, and no more than fit
+    Register sum[sums] = {}, factor = Register{} + 0.5f, term = Register{} + 1.0f;
+    double best = 0;
+    const auto begin = Clock::now();
+    do {
+        const auto start = Clock::now();
+        for (int i = 0; i < rounds; ++i) {
+            for (int k = 0; k < sums; ++k) sum[k] = sum[k] * factor + term;
+        }
+        asm volatile("" ::"g"(&sum) : "memory");
+        const double rate = 2.0 * rounds * sums * (sizeof(Register) / sizeof(float)) / seconds_since(start);
+        best = rate > best ? rate : best;
+    } while (seconds_since(begin) < seconds);
+    return best;
 }
 
 // Seconds until a store is seen by another core: half of a round trip between two spinning threads, the best of

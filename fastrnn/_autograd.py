@@ -326,9 +326,7 @@ def _batched_gradients(call: Call, d_outputs: Sequence[Tensor | None]) -> list[T
 def _may_recompute(spec: int) -> bool:
     """torch.compile chooses by itself what to recompute; a cell may keep its outputs alone, and a step has no more."""
     return (
-        _spec.cell_of(spec).saved > 0
-        and not spec & _spec.SINGLE_STEP
-        and not torch.compiler.is_compiling()
+        _spec.cell_of(spec).saved > 0 and not spec & _spec.SINGLE_STEP and not torch.compiler.is_compiling()
     )
 
 

@@ -13,6 +13,7 @@ import os, threading, traceback, torch, fastrnn
 
 torch.manual_seed(0)
 torch.set_num_threads(2)
+torch.ops.fastrnn.adapt_threads(False)  # two threads whatever else the machine runs
 modules = [cell(20, 200, 2, bidirectional=True) for cell in (fastrnn.LSTM, fastrnn.GRU, fastrnn.RNN)]
 x, d_y = torch.randn(30, 16, 20), torch.randn(30, 16, 400)
 

@@ -29,12 +29,12 @@ struct BackwardLayout {
         int64_t stride;       // from row to row of them
         Reduction reduction;  // over them
         bool has_product;
-        T* packed;            // panels over the columns of the weights; null: they are read as they lie
+        T* packed;                     // panels over the columns of the weights; null: they are read as they lie
         const T* w[kMaxProductSlots];  // their rows for each segment of the reduction
-        int64_t columns;      // of the weights
-        T* operand;           // [K, Hp] what the product multiplied, again; null: h
-        T* d_operand;         // [B, columns padded]
-        Init init;            // of d_operand
+        int64_t columns;               // of the weights
+        T* operand;                    // [K, Hp] what the product multiplied, again; null: h
+        T* d_operand;                  // [B, columns padded]
+        Init init;                     // of d_operand
     };
 
     struct Buffers {
@@ -75,8 +75,7 @@ struct BackwardLayout {
         b.d_c = arena_.take<T>(k_.c_saved >= 0 ? s_.batch * hidden_padded_ : 0);
         const Weights& w = p_.weights[d];
         const bool packs_x = p_.d_x && chunk_ < s_.time;
-        b.packed_ih =
-            packs_x ? arena_.take<T>(k_.input.count * s_.hidden * padded_units(s_.input)) : nullptr;
+        b.packed_ih = packs_x ? arena_.take<T>(k_.input.count * s_.hidden * padded_units(s_.input)) : nullptr;
         find_rows(w.w_ih, s_.input, k_.input, b.w_ih);
         b.d_x = arena_.take<T>(p_.d_x && d == 1 ? s_.rows * s_.input : 0);
         for (int i = 0; i < stages_; ++i) {

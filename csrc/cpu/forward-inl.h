@@ -24,8 +24,8 @@ constexpr int64_t kRowsTogether = 32, kTilesTogether = 8;
 template <class T>
 class ForwardPass : ForwardLayout<T> {
     using Layout = ForwardLayout<T>;
-    using Layout::arena_, Layout::grain_, Layout::buffers_, Layout::by_tiles_, Layout::chunk_, Layout::flags_, Layout::hidden_padded_,
-        Layout::k_;
+    using Layout::arena_, Layout::grain_, Layout::buffers_, Layout::by_tiles_, Layout::chunk_, Layout::flags_,
+        Layout::hidden_padded_, Layout::k_;
     using Layout::keeps_slots_, Layout::offsets_, Layout::p_, Layout::packs_tiles_, Layout::prepared_;
     using Layout::prepared_rows_, Layout::prepared_size_, Layout::recurrent_, Layout::recurrent_padded_, Layout::s_;
     using Layout::stages_, Layout::storage_, Layout::threads_, Layout::tile_, Layout::tile_size_, Layout::tiles_;
@@ -186,9 +186,7 @@ class ForwardPass : ForwardLayout<T> {
                         const Scratch& scratch) {
         const T* bias = buffers_[d].bias;
         const Product<T>& ih = buffers_[d].ih;
-        const auto for_each_block = [&](const auto& body) {
-            for_each_input_block(d, steps, rows, first, last, body);
-        };
+        const auto for_each_block = [&](const auto& body) { for_each_input_block(d, steps, rows, first, last, body); };
         if (by_tiles_) {
             int64_t at = 0;
             for_each_block([&](const T* const* a, T* const*, int64_t count) {

@@ -12,8 +12,8 @@ constexpr int64_t kUnpackedRows = 8;         // up to here reading the weights a
 // and so does it for so few rows a step, below so many steps; many more where two copies crowd the caches
 constexpr int64_t kUnpackedBatch = 2, kUnpackedSteps = 48, kUnpackedStepsFar = 256, kFarBytes = 6 << 20;
 
-// What a vector of weights costs in multiply-adds of vectors, of which packed weights take one a row: to be packed, and to
-// meet a vector of rows in their lanes.
+// What a vector of weights costs in multiply-adds of vectors, of which packed weights take one a row: to be packed, and
+// to meet a vector of rows in their lanes.
 constexpr double kPackingCost = 13, kLanesCost = 1.1;
 
 constexpr int kMaxStages = kMaxCellStages + 1;  // the projection is one more
@@ -131,7 +131,17 @@ struct ForwardLayout {
     // of the matrix's rows for `slots`
     Product<T> product(const void* w, const float* scales, int64_t length, SlotRange slots,
                        const ProductForm<T>* form) const {
-        return {slots.count ? form : nullptr, w, scales, k_.gates, s_.hidden, length, slots, k_.gate_of_slot, hidden_padded_, nullptr, 0};
+        return {slots.count ? form : nullptr,
+                w,
+                scales,
+                k_.gates,
+                s_.hidden,
+                length,
+                slots,
+                k_.gate_of_slot,
+                hidden_padded_,
+                nullptr,
+                0};
     }
 
     void take_panels(Product<T>& product) {
@@ -163,7 +173,8 @@ struct ForwardLayout {
     Flag* flags_;
     int64_t* offsets_;  // [T + 1], ragged only
     T* zeros_;          // [max(H, R)]
-    bool packs_tiles_, by_tiles_;  // w_ih meets all rows of a chunk a tile of units at a time, packed for it alone or not
+    bool packs_tiles_,
+        by_tiles_;  // w_ih meets all rows of a chunk a tile of units at a time, packed for it alone or not
     int64_t tile_size_;
     T* tiles_;  // a tile of packed w_ih for each thread
     int64_t prepared_rows_, prepared_size_;

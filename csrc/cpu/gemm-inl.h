@@ -33,7 +33,7 @@ enum class Init { zero, bias, accumulate };
 // joins c.
 struct Reduction {
     int64_t segments, length, segment_stride, step;
-    int64_t chain = 128;  // reading and writing c this often costs about two per cent
+    int64_t chain = 128;   // reading and writing c this often costs about two per cent
     int64_t row_step = 0;  // from row to row of a panel that lies in a matrix; 0: it is packed
 };
 
@@ -41,7 +41,8 @@ struct Reduction {
 // c is added last. A vector a k is fetched from `ahead` into the second-level cache.
 template <class T, int Rows, int Vectors>
 FASTRNN_INLINE void multiply_block(const T* const* a, int64_t begin, int64_t end, int64_t step, const T* panel,
-                                   int64_t row_step, const T* ahead, T* const* c, int64_t vector_stride, Init init, const T* bias) {
+                                   int64_t row_step, const T* ahead, T* const* c, int64_t vector_stride, Init init,
+                                   const T* bias) {
     using V = Vec<T>;
     constexpr int kLanes = V::kLanes;
     V sum[Rows][Vectors];

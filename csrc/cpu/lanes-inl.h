@@ -125,8 +125,8 @@ FASTRNN_NOINLINE void multiply_group(const T* w, int64_t length, int64_t units, 
             }
             for (int i = u; i < u + kUnits; ++i) {
                 const Init own = i < units || first == Init::accumulate ? first : Init::zero;
-                multiply_lanes<T, 1, Vectors>(w + i * length, length, k, i < units ? end : k, rows,
-                                              sums + i * kStride, own, starts ? starts + i - u : nullptr);
+                multiply_lanes<T, 1, Vectors>(w + i * length, length, k, i < units ? end : k, rows, sums + i * kStride,
+                                              own, starts ? starts + i - u : nullptr);
             }
         }
     }

@@ -31,8 +31,8 @@ struct ProductForm {
     int64_t (*packed_size)(const Product<T>&);
     // packs the weights of `units`, which begin with a tile
     void (*pack)(const Product<T>&, Range units);
-    // Values of a row in the form that multiply takes, and up to kRowBlock rows brought to it, `stride` values apart, of
-    // which a last, partial vector of rows takes as many as a whole one. Null: rows are taken as they are.
+    // Values of a row in the form that multiply takes, and up to kRowBlock rows brought to it, `stride` values apart,
+    // of which a last, partial vector of rows takes as many as a whole one. Null: rows are taken as they are.
     int64_t (*prepared_size)(int64_t length);
     void (*prepare)(const T* const* rows, int64_t count, int64_t length, T* out, int64_t stride);
     // out[r] slots, `units` of them, = (bias, 0 or what is there) + a[r] w^T; units begin with a tile
@@ -128,7 +128,8 @@ struct AsItLies {
     }
 };
 
-// -- weights as they lie, rows in lanes --------------------------------------------------------------------------------
+// -- weights as they lie, rows in lanes
+// --------------------------------------------------------------------------------
 
 template <class T>
 struct Lanes {
@@ -146,7 +147,8 @@ struct Lanes {
         for (int64_t v = units.begin; v < units.end; v += kLanes) {
             for (int slot = p.slots.begin; slot < p.slots.end(); ++slot) {
                 const bool last = slot + 1 == p.slots.end();
-                const T* const next = Panels<T, T>::rows_of(p, last ? p.slots.begin : slot + 1, v + (last ? kLanes : 0));
+                const T* const next =
+                    Panels<T, T>::rows_of(p, last ? p.slots.begin : slot + 1, v + (last ? kLanes : 0));
                 const int64_t at = slot * p.padded + v;
                 for (int64_t r = 0; r < rows; ++r) c[r] = out[r] + at;
                 multiply_in_lanes(Panels<T, T>::rows_of(p, slot, v), p.length, p.units - v, next, a[0], rows, c, init,
@@ -155,12 +157,11 @@ struct Lanes {
         }
     }
 
-    static constexpr ProductForm<T> form() {
-        return {not_packed<T>, nullptr, prepared_size, prepare, multiply};
-    }
+    static constexpr ProductForm<T> form() { return {not_packed<T>, nullptr, prepared_size, prepare, multiply}; }
 };
 
-// -- rows that are prepared one by one ---------------------------------------------------------------------------------
+// -- rows that are prepared one by one
+// ---------------------------------------------------------------------------------
 
 template <class T, void (*Prepare)(const T* row, int64_t length, T* out)>
 void prepare_each(const T* const* rows, int64_t count, int64_t length, T* out, int64_t stride) {
@@ -208,7 +209,7 @@ struct Storage {
     const ProductForm<T>* as_it_lies;  // for few rows
     const ProductForm<T>* in_lanes;    // for more of them, in few steps; null: there is none
     int64_t bytes;                     // of a weight
-    bool widens;                       // packed weights take more bytes, so many steps of few rows do not pay for packing
+    bool widens;  // packed weights take more bytes, so many steps of few rows do not pay for packing
 };
 
 template <class T>
