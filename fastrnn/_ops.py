@@ -2,7 +2,7 @@
 
 An op runs one layer, both directions in one call:
 
-- ``layer_forward(x, states, weights, batch_sizes, operands, spec, training) -> [y, *final_states, reserve]``
+- ``layer_forward(x, states, weights, batch_sizes, operands, spec, training) -> [y, *final_states]``
 - ``layer_backward(d_outputs, x, states, weights, batch_sizes, operands, y, reserve, spec, needs)
   -> [d_x, *d_states, *d_weights, *d_operands]``
 

@@ -85,7 +85,8 @@ class Stream:
 
     The weights are read where they are, and every step looks whether they are still there: changes in place are
     followed, and so are parameters that were replaced, moved or put into shared memory. Weights that the stream cannot
-    read, of another shape, dtype or device, are an error of the next step. Dropout is not applied, nothing is recorded
+    read, of another shape, dtype or device, are an error of the next step. It holds the very parameters, so that
+    :func:`torch.utils.swap_tensors` refuses them. Dropout is not applied, nothing is recorded
     for a backward pass, and one stream serves one thread at a time. A copy or a pickle of a stream has its state and a
     copy of the module.
 
@@ -151,7 +152,7 @@ class Stream:
         address = x.data_ptr() if type(x) is Tensor or not isinstance(x, FakeTensor) else 0
         if not address and x.numel():
             raise ValueError(f"Stream.step takes a tensor with memory of its own, not {type(x).__name__}")
-        calls, watch, target, y = self._turns[self._turn]
+        calls, watch, target, y, _held = self._turns[self._turn]  # their memory stays while the step reads it
         if (
             address < target + self._output_bytes and target < address + self._input_bytes
         ):  # an output of two steps ago
@@ -162,7 +163,7 @@ class Stream:
             calls, watch, address, module[self._place], names, self._weights
         ):
             self._prepare()
-            calls, watch, _, y = self._turns[self._turn]
+            calls, watch, _, y, _held = self._turns[self._turn]
             if not forward_by_address(calls, watch, address, module[self._place], names, self._weights):
                 raise RuntimeError("Stream: another thread changes the module's weights")
         increment_version(y)  # a backward pass that still needs the last step's values then says so
@@ -182,26 +183,26 @@ class Stream:
 
     def _prepare(self) -> None:
         """The kernel calls of both turns, from where the weights and the outputs are."""
-        weights, dtype = _readable_weights(self._module, self._form)
-        known = self._module.__dict__[self._place]
+        _, dtype = _readable_weights(self._module, self._form)
         if dtype != self._dtype or _form_of(self._module) != self._form:
             raise RuntimeError(
                 "Stream: the module's dtype, sizes or options are not those of its making; make a new Stream"
             )
         for turn, (memory, y) in enumerate(self._outputs):
-            if y.data_ptr() != memory.data_ptr() or y.shape != self._output_shape or y.requires_grad:
+            same = y.data_ptr() == memory.data_ptr() and y.shape == self._output_shape and y.is_contiguous()
+            if not same or y.requires_grad:
                 self._outputs[turn] = self._new_output()
-        self._weights = tuple(known[name] for name in self._form.names)
+        known = self._module.__dict__[self._place]
+        known = tuple(known[name] for name in self._form.names)
         with torch.no_grad():
-            self._turns = [
-                (
-                    self._calls(weights, memory),
-                    own_watch(torch.ops.fastrnn.watch([*self._weights, y])),
-                    memory.data_ptr(),
-                    y,
-                )
-                for memory, y in self._outputs
-            ]
+            watches = [own_watch(torch.ops.fastrnn.watch([*known, y])) for _, y in self._outputs]
+        # addresses are taken behind the watches, which see what moves from then on
+        weights, _ = _readable_weights(self._module, self._form)
+        turns = [
+            (self._calls(weights, memory), watch, memory.data_ptr(), y, weights)
+            for watch, (memory, y) in zip(watches, self._outputs, strict=True)
+        ]
+        self._weights, self._turns = known, turns
 
     def _calls(self, weights: Sequence[Tensor], last: Tensor) -> bytes:
         """For each layer what its step needs but for x."""

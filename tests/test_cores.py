@@ -1,5 +1,6 @@
 """Calls that overlap share the cores: each may have another number of threads, and all have the same results."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -166,4 +167,21 @@ assert torch.equal(module(x)[0], shared)
 assert len(os.listdir("/proc/self/task")) == before + 1
 """,
         before="import os\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n",
+    )
+
+
+def test_threads_that_are_bound_to_cores_have_their_team() -> None:
+    """libgomp binds the first thread to one core; its team has the others."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("the process has one core")
+    script(
+        """
+torch.set_num_threads(2)
+module, x = fastrnn.LSTM(64, 256).requires_grad_(False), torch.randn(40, 16, 64)
+assert len(os.sched_getaffinity(0)) == 1
+before = len(os.listdir("/proc/self/task"))
+module(x)
+assert len(os.listdir("/proc/self/task")) == before + 1
+""",
+        before="import os\nos.environ['OMP_PROC_BIND'] = 'true'\n",
     )

@@ -24,6 +24,7 @@ CHANGES_OF_AN_OUTPUT = {
     "set_": lambda y: y.set_(torch.zeros(3)),
     "data": lambda y: setattr(y, "data", torch.zeros(BATCH, HIDDEN)),
     "unsqueeze_": lambda y: y.unsqueeze_(0),
+    "t_": lambda y: y.t_(),
     "requires_grad_": lambda y: y.requires_grad_(),
     "recorded": lambda y: y.mul_(nn.Parameter(torch.ones(HIDDEN))),
 }
@@ -53,6 +54,17 @@ def test_an_output_may_be_changed(change, layers):
         others = blocks(64, BATCH, HIDDEN)
         stream.step(x), expected.step(x)
         assert all(bool((block == MARK).all()) for block in others)
+
+
+def test_an_output_of_equal_sides_may_be_transposed():
+    """Its shape and address stay."""
+    module = fastrnn.GRU(INPUT, BATCH)
+    stream, expected = fastrnn.Stream(module, BATCH), fastrnn.Stream(module, BATCH)
+    for _ in range(6):
+        x = torch.randn(BATCH, INPUT)
+        y, want = stream.step(x), expected.step(x)
+        assert y.is_contiguous() and torch.equal(y, want)
+        y.t_()
 
 
 def test_an_output_in_shared_memory_stays_what_it_was():

@@ -32,11 +32,11 @@ LIBRARIES = {
     OPS: Expected(
         r"aoti_torch_\w+$|torch_\w+$",
         r"libtorch_cpu\.so$|libgomp\.so\.1$",
-        ["fastrnn_delete_watch", "fastrnn_step"],
+        ["fastrnn_delete_watch", "fastrnn_has_moved", "fastrnn_step"],
         [],
     ),
     EXTENSION: Expected(
-        r"Py[A-Z]\w+$|_Py_\w+$|fastrnn_(step|delete_watch)$", OPS, ["PyInit__C"], ["$ORIGIN"]
+        r"Py[A-Z]\w+$|_Py_\w+$|fastrnn_(step|has_moved|delete_watch)$", OPS, ["PyInit__C"], ["$ORIGIN"]
     ),
 }
 

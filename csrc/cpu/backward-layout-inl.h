@@ -74,7 +74,9 @@ struct BackwardLayout {
         b.d_h = arena_.take<T>(s_.batch * recurrent_padded_);
         b.d_c = arena_.take<T>(k_.c_saved >= 0 ? s_.batch * hidden_padded_ : 0);
         const Weights& w = p_.weights[d];
-        const bool packs_x = p_.d_x && chunk_ < s_.time;
+        // where all is one chunk w_ih is read as it lies, by columns, if there are enough of them for all threads
+        const bool lies = chunk_ == s_.time && (threads_ == 1 || s_.input >= kTile * threads_);
+        const bool packs_x = p_.d_x && !lies;
         b.packed_ih = packs_x ? arena_.take<T>(k_.input.count * s_.hidden * padded_units(s_.input)) : nullptr;
         find_rows(w.w_ih, s_.input, k_.input, b.w_ih);
         b.d_x = arena_.take<T>(p_.d_x && d == 1 ? s_.rows * s_.input : 0);

@@ -1,11 +1,7 @@
 #include "cores.h"
 
+#include <omp.h>
 #include <pthread.h>
-#if defined(__linux__)
-#include <sched.h>
-#endif
-
-#include <thread>
 
 #include "clock.h"
 #include "team_report.h"
@@ -13,17 +9,8 @@
 namespace fastrnn {
 namespace {
 
-// those that the process may run on
-int available_cores() {
-#if defined(__linux__)
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
-#endif
-    const unsigned found = std::thread::hardware_concurrency();
-    return found ? static_cast<int>(found) : 1;
-}
-
-Cores cores(available_cores());
+// those that the process may run on, whatever libgomp has bound its first thread to
+Cores cores(omp_get_num_procs());
 
 const bool watches_fork = [] {
     pthread_atfork(nullptr, nullptr, [] { cores.forget(); });

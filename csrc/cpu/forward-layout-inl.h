@@ -77,7 +77,8 @@ struct ForwardLayout {
         for (int i = 0; i < stages_; ++i) {
             prepared_size_ = max(prepared_size_, prepared_size(buffers_[0].stages[i].product));
         }
-        const int64_t rows_at_once = max(s_.batch, by_tiles_ ? chunk_ * s_.batch : min(s_.rows, kRowBlock));
+        const bool whole_chunk = by_tiles_ && buffers_[0].ih.form->prepare;
+        const int64_t rows_at_once = max(s_.batch, min(s_.rows, whole_chunk ? chunk_ * s_.batch : kRowBlock));
         prepared_rows_ = prepared_size_ ? round_up(rows_at_once, kLanes) : 0;
         prepared_ = arena_.take<T>(threads_ * prepared_rows_ * prepared_size_);
     }

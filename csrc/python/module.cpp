@@ -46,14 +46,12 @@ PyObject* forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
     if (PyErr_Occurred()) return nullptr;
     const int same = has_each(args[3], args[4], args[5]);
     if (same < 0) return nullptr;
-    if (!same) return PyBool_FromLong(0);
+    if (!same || fastrnn_has_moved(watch)) return PyBool_FromLong(0);  // others change tensors under the same lock
     const char* failure = nullptr;
-    FastrnnOutcome outcome;
     Py_BEGIN_ALLOW_THREADS;
-    outcome = fastrnn_step(steps, size / kStep, watch, x, &failure);
+    failure = fastrnn_step(steps, size / kStep, x);
     Py_END_ALLOW_THREADS;
-    if (outcome == kFastrnnFailed) return PyErr_Format(PyExc_RuntimeError, "%s", failure);
-    return PyBool_FromLong(outcome == kFastrnnDone);
+    return failure ? PyErr_Format(PyExc_RuntimeError, "%s", failure) : PyBool_FromLong(1);
 }
 
 }  // namespace

@@ -74,13 +74,6 @@ void run(const FastrnnStep& step, const void* x) {
     run_on_cpu(p);
 }
 
-bool has_moved(const FastrnnWatch& watch) {
-    for (const FastrnnWatch::Place& place : watch.places) {
-        if (place.moved()) return true;
-    }
-    return false;
-}
-
 int64_t watch_op(std::vector<Tensor> tensors) {
     auto watch = std::make_unique<FastrnnWatch>();
     for (Tensor& tensor : tensors) watch->places.emplace_back(std::move(tensor));
@@ -96,22 +89,28 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastrnn, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fastrnn, CPU, m) { m.impl("watch", TORCH_BOX(&fastrnn::watch_op)); }
 
-FastrnnOutcome fastrnn_step(const void* steps, int64_t layers, const FastrnnWatch* watch, const void* x,
-                            const char** failure) {
-    thread_local std::string reason;
+const char* fastrnn_step(const void* steps, int64_t layers, const void* x) {
+    thread_local std::string failure;
     try {
-        if (fastrnn::has_moved(*watch)) return kFastrnnMoved;
         for (int64_t layer = 0; layer < layers; ++layer) {
             FastrnnStep step;
-            std::memcpy(&step, static_cast<const char*>(steps) + layer * sizeof step, sizeof step);
+            std::memcpy(&step, static_cast<const char*>(steps) + layer * static_cast<int64_t>(sizeof step),
+                        sizeof step);
             fastrnn::run(step, x);
             x = step.y;
         }
-        return kFastrnnDone;
+        return nullptr;
     } catch (const std::exception& error) {
-        reason = error.what();
-        *failure = reason.c_str();
-        return kFastrnnFailed;
+        failure = error.what();
+        return failure.c_str();
+    }
+}
+
+bool fastrnn_has_moved(const FastrnnWatch* watch) {
+    try {
+        return std::any_of(watch->places.begin(), watch->places.end(), [](const auto& place) { return place.moved(); });
+    } catch (const std::exception&) {  // a tensor without memory
+        return true;
     }
 }
 

@@ -20,13 +20,11 @@ struct FastrnnStep {
 // Tensors whose addresses are in a FastrnnStep. The op `watch` makes one.
 struct FastrnnWatch;
 
-enum FastrnnOutcome { kFastrnnDone, kFastrnnMoved, kFastrnnFailed };
+// steps: [layers] without any alignment. x: [B, I]. Returns null, or why it failed, which holds until this thread's
+// next call.
+__attribute__((visibility("default"))) const char* fastrnn_step(const void* steps, int64_t layers, const void* x);
 
-// steps: [layers] without any alignment. x: [B, I]. Where a tensor of the watch has moved, or has another size, nothing
-// is done. Where it failed, *failure says why and holds until this thread's next call.
-__attribute__((visibility("default"))) FastrnnOutcome fastrnn_step(const void* steps, int64_t layers,
-                                                                   const FastrnnWatch* watch, const void* x,
-                                                                   const char** failure);
-
+// Whether a tensor has another address, size or shape than it had; while no other thread changes one.
+__attribute__((visibility("default"))) bool fastrnn_has_moved(const FastrnnWatch* watch);
 __attribute__((visibility("default"))) void fastrnn_delete_watch(FastrnnWatch* watch);
 }
