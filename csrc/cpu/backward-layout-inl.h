@@ -17,7 +17,7 @@ struct BackwardLayout {
     static constexpr int64_t kLanes = Vec<T>::kLanes;
     static constexpr int64_t kTile = kLanes * kWide;  // units, and columns of a packed panel
     static constexpr int64_t kEdge = kRowBlock * kTile;
-    static constexpr int64_t kNear = 128 * kTile;  // a chain of a panel
+    static constexpr int64_t kNear = kProductChain * kTile;  // a chain of a panel
     static constexpr int64_t kScratch = max(gradient_scratch<T>(), kEdge + kNear);
 
     // A stage of the forward pass (cells/cell.h) backwards: its arithmetic gives the gradients of what its product

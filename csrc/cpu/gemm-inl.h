@@ -28,12 +28,14 @@ constexpr int kMaxRows = (kVectorRegisters - 1 - (kVectorRegisters == 32 ? Vecto
 
 enum class Init { zero, bias, accumulate };
 
+constexpr int64_t kProductChain = 128;  // reading and writing c this often costs about two per cent
+
 // The reduction dimension: `segments` runs of `length` values of A. Run s starts at s * segment_stride, and values are
 // `step` apart. B's panel holds the runs one after another. At most `chain` products are added up before their sum
 // joins c.
 struct Reduction {
     int64_t segments, length, segment_stride, step;
-    int64_t chain = 128;   // reading and writing c this often costs about two per cent
+    int64_t chain = kProductChain;
     int64_t row_step = 0;  // from row to row of a panel that lies in a matrix; 0: it is packed
 };
 

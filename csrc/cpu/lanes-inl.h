@@ -11,7 +11,6 @@ namespace fastrnn {
 namespace {
 
 constexpr int kRowVectors = kVectorRegisters == 32 ? 4 : 2;  // of rows that meet a weight at once
-constexpr int64_t kLaneChain = 128;                          // as in a Reduction
 
 // vectors of rows in the group that begins at a row, when `rows` are left
 template <class T>
@@ -84,7 +83,7 @@ template <int Units, class T>
 FASTRNN_INLINE void fetch_rows(const T* w, int64_t row_stride) {
     constexpr int64_t kInLine = 64 / sizeof(T);
     for (int u = 0; u < Units; ++u) {
-        for (int64_t k = 0; k < kLaneChain; k += kInLine) __builtin_prefetch(w + u * row_stride + k, 0, 2);
+        for (int64_t k = 0; k < kProductChain; k += kInLine) __builtin_prefetch(w + u * row_stride + k, 0, 2);
     }
 }
 
@@ -111,8 +110,8 @@ FASTRNN_NOINLINE void multiply_group(const T* w, int64_t length, int64_t units, 
             for (int l = 0; l < kLanes; ++l) block[l].store(sums + l * kStride + first);
         });
     }
-    for (int64_t k = 0; k < length || k == 0; k += kLaneChain) {  // once even if there is no k
-        const int64_t end = k + kLaneChain < length ? k + kLaneChain : length;
+    for (int64_t k = 0; k < length || k == 0; k += kProductChain) {  // once even if there is no k
+        const int64_t end = k + kProductChain < length ? k + kProductChain : length;
         for (int u = 0; u < kLanes; u += kUnits) {
             // single rows near the end of the matrix, which has no more
             const Init first = k == 0 ? init : Init::accumulate;
