@@ -4,6 +4,7 @@
 #include "cell.h"
 #include "gru.h"
 #include "lstm.h"
+#include "norm.h"
 #include "rnn.h"
 #if defined(FASTRNN_TEST_CELL_HEADER)
 #include FASTRNN_TEST_CELL_HEADER

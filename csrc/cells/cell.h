@@ -16,6 +16,8 @@
 // where V is the engine's value type: lanes of units on the CPU, a scalar on the device. handed_on is asked of every
 // stage but the last, and of the last too where the cell may be projected. The engines bring sigmoid, tanh, fma, select
 // and absolute of V.
+//
+// A cell of whole rows has traits alone: what it computes needs all units of a row, so the engine has functions for it.
 #pragma once
 
 #include "activation.h"
@@ -47,6 +49,10 @@ struct CellTraits {
     bool reads_h = false;  // its arithmetic takes h too, and h has a gradient beside that of the products
     int operands = 0;      // values a unit beside the gates, see Operand in kernels.h
     int learned = 0;       // the first of them are parameters, and have gradients
+    // The arithmetic takes all units of a row at once, and with each row's gradients keeps `row_values` values a unit,
+    // of which the gradients of the biases and the operands are made.
+    bool whole_rows = false;
+    int row_values = 0;
 
     FASTRNN_INLINE constexpr bool from_h(int slot) const {
         for (int s = 0; s < stages; ++s) {
@@ -62,7 +68,8 @@ struct CellTraits {
         return false;
     }
     FASTRNN_INLINE constexpr int stored() const { return saved > slots ? saved : slots; }  // values of a unit on return
-    FASTRNN_INLINE constexpr int gradients() const { return slots + learned; }  // values of a unit in the backward pass
+    // values of a unit in the backward pass
+    FASTRNN_INLINE constexpr int gradients() const { return slots + (whole_rows ? row_values : learned); }
 };
 
 namespace {
@@ -100,7 +107,8 @@ constexpr bool check_cell(Cell cell) {
     fits = fits && (t.recurrent[0].count > 0) == info.recurrent;
     fits = fits && t.slots >= 1 && t.slots <= kMaxSlots && t.c_saved < t.saved;
     fits = fits && (t.saved == 0 || t.saved >= t.slots);
-    fits = fits && t.learned <= t.operands && t.operands <= kMaxOperands;
+    fits = fits && t.learned <= t.operands && t.operands <= kMaxOperands && info.gate_operands <= t.operands;
+    fits = fits && (!t.whole_rows || (t.stages == 1 && t.saved > 0 && t.learned == t.operands));
     fits = fits && t.input.begin >= 0 && t.input.count >= 1 && t.input.end() <= t.slots;
     fits = fits && t.input.count <= kMaxProductSlots && t.stages >= 1 && t.stages <= kMaxCellStages;
     for (int s = 0; s < t.stages; ++s) {

@@ -10,6 +10,8 @@ namespace {
 
 template <class Act>
 struct LstmCell {
+    static constexpr int kOutputGate = 3;
+
     static FASTRNN_INLINE constexpr CellTraits traits() {
         CellTraits t;
         t.gates = t.slots = 4;  // i f g o
@@ -39,10 +41,22 @@ struct LstmCell {
 
     template <int Stage, class V>
     static FASTRNN_INLINE void backward(BackwardUnit<V>& u) {
-        const V i = u.saved[0], f = u.saved[1], g = u.saved[2], o = u.saved[3];
-        const V act_c = Act::apply(u.saved[4]);
+        backward_output(u);
+        backward_state(u);
+    }
+
+    // h' = o act(c'): the gradient of o, and what comes to that of c'
+    template <class V>
+    static FASTRNN_INLINE void backward_output(BackwardUnit<V>& u) {
+        const V o = u.saved[3], act_c = Act::apply(u.saved[4]);
         u.d_slots[3] = u.d_out * act_c * o * (V(1) - o);
         u.d_c = fma(u.d_out * o, Act::derivative(act_c), u.d_c);
+    }
+
+    // c' = f c + i g: from the gradient of c' those of the other gates and of c
+    template <class V>
+    static FASTRNN_INLINE void backward_state(BackwardUnit<V>& u) {
+        const V i = u.saved[0], f = u.saved[1], g = u.saved[2];
         u.d_slots[0] = u.d_c * g * i * (V(1) - i);
         u.d_slots[1] = u.d_c * u.c * f * (V(1) - f);
         u.d_slots[2] = u.d_c * i * Act::derivative(g);

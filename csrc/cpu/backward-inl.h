@@ -16,7 +16,8 @@ template <class T>
 class BackwardPass : BackwardLayout<T> {
     using V = Vec<T>;
     using Layout = BackwardLayout<T>;
-    using Layout::arena_, Layout::buffers_, Layout::chunk_, Layout::chunk_rows_, Layout::flags_, Layout::hidden_padded_;
+    using Layout::arena_, Layout::buffers_, Layout::cell_, Layout::chunk_, Layout::chunk_rows_, Layout::flags_,
+        Layout::grain_, Layout::hidden_padded_;
     using Layout::k_, Layout::kLanes, Layout::kScratch, Layout::kTile, Layout::offsets_, Layout::p_, Layout::recurrent_;
     using Layout::recurrent_padded_, Layout::row_addresses_, Layout::s_, Layout::scratch_, Layout::stages_;
     using Layout::threads_, Layout::values_stride_, Layout::zeros_;
@@ -55,7 +56,7 @@ class BackwardPass : BackwardLayout<T> {
     };
 
     void work(int thread, int threads) {
-        Place place = find_place<T>(s_, k_.gates, kTile, sizeof(T), stages_, flags_, threads, thread);
+        Place place = find_place<T>(s_, k_.gates, grain_, sizeof(T), stages_, flags_, threads, thread);
         for (int d = place.first_direction; d <= place.last_direction; ++d) {
             pack_weights(d, place);
             run_direction(d, place, thread);
@@ -223,6 +224,8 @@ class BackwardPass : BackwardLayout<T> {
             find_operand_rows(p_.weights[d].operands[i], now.steps, now.t, first, count, block.extra[i]);
             tile.operands[i] = block.extra[i];
         }
+        tile.b_ih = as(p_.weights[d].b_ih);
+        tile.b_hh = as(p_.weights[d].b_hh);
     }
 
     void run_stage(const Moment& now, int stage, Range rows, Place& place, T* scratch) {
@@ -290,17 +293,23 @@ class BackwardPass : BackwardLayout<T> {
         const WeightGradients& out = p_.d_weights[d];
         Buffers& b = buffers_[d];
         const Range units = split(s_.hidden, kLanes, team.rank(), team.size());
+        if (cell_.sums) {
+            SumTile<T> tile{chunk.rows, units,          s_.hidden,      hidden_padded_, saved_row(d, chunk.first_row),
+                            b.d_values, chunk.is_first, as(out.d_b_ih), as(out.d_b_hh), {}};
+            for (int i = 0; i < k_.learned; ++i) tile.d_operands[i] = as(out.d_operands[i]);
+            cell_.sums(tile);
+        }
         const auto sum_values = [&](int value, void* to, int64_t at) {
             if (!to) return;
             sum_rows(b.d_values + value * hidden_padded_, values_stride_, chunk.rows, chunk.is_first, units,
                      as(to) + at);
         };
-        for (int slot = 0; slot < k_.slots; ++slot) {
+        for (int slot = 0; slot < k_.slots && !cell_.sums; ++slot) {
             const int64_t at = k_.gate_of_slot[slot] * s_.hidden;
             if (k_.input.has(slot)) sum_values(slot, out.d_b_ih, at);
             if (k_.from_h(slot)) sum_values(slot, out.d_b_hh, at);
         }
-        for (int i = 0; i < k_.learned; ++i) sum_values(k_.slots + i, out.d_operands[i], 0);
+        for (int i = 0; i < k_.learned && !cell_.sums; ++i) sum_values(k_.slots + i, out.d_operands[i], 0);
 
         const T** rows = row_addresses_ + thread * chunk_rows_;
         // of the matrix whose rows for `slots` met the row of the sequence at row_at(r)

@@ -1,8 +1,8 @@
 // What a backward pass works in: choices that follow from the sizes, and arrays in the workspace.
 #pragma once
 
+#include "functions-inl.h"
 #include "gradient-inl.h"
-#include "tile-inl.h"
 
 namespace fastrnn {
 namespace {
@@ -53,6 +53,7 @@ struct BackwardLayout {
           cell_(cell_functions<T>(params.cell, params.activation)),
           k_(cell_.traits),
           stages_(k_.stages + (s_.projection ? 1 : 0)),
+          grain_(k_.whole_rows ? round_up(max(s_.hidden, 1), kTile) : kTile),
           recurrent_(s_.projection ? s_.projection : s_.hidden),
           hidden_padded_(padded_units(s_.hidden)),
           recurrent_padded_(padded_units(recurrent_)),
@@ -124,6 +125,7 @@ struct BackwardLayout {
     const CellFunctions<T>& cell_;
     const CellTraits& k_;
     const int stages_;
+    const int64_t grain_;  // units that go to one thread
     const int64_t recurrent_, hidden_padded_, recurrent_padded_;
     const int64_t values_stride_;  // from row to row of d_values
     Arena arena_;

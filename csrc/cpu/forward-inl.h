@@ -96,7 +96,8 @@ class ForwardPass : ForwardLayout<T> {
         place.direction.wait();
     }
 
-    // [slots, Hp]: what is added to a cell's slots besides the products, for the units in `units`
+    // [slots, Hp]: what is added to a cell's slots besides the products, for the units in `units`; a cell of whole rows
+    // adds the biases itself
     void sum_biases(const Weights& w, T* bias, Range units) const {
         const T *b_ih = static_cast<const T*>(w.b_ih), *b_hh = static_cast<const T*>(w.b_hh);
         for (int slot = 0; slot < k_.slots; ++slot) {
@@ -104,7 +105,8 @@ class ForwardPass : ForwardLayout<T> {
             const int64_t at = k_.gate_of_slot[slot] * s_.hidden;
             T* out = bias + slot * hidden_padded_;
             for (int64_t u = units.begin; u < units.end; ++u) {
-                out[u] = b_ih ? (from_x ? b_ih[at + u] : T(0)) + (from_h ? b_hh[at + u] : T(0)) : T(0);
+                out[u] =
+                    b_ih && !k_.whole_rows ? (from_x ? b_ih[at + u] : T(0)) + (from_h ? b_hh[at + u] : T(0)) : T(0);
             }
             if (units.begin < units.end && units.end == s_.hidden) {
                 for (int64_t u = units.end; u < hidden_padded_; ++u) out[u] = T(0);
@@ -279,6 +281,8 @@ class ForwardPass : ForwardLayout<T> {
             find_operand_rows(p_.weights[now.d].operands[i], now.steps, now.t, first, count, block.extra[i]);
             tile.operands[i] = block.extra[i];
         }
+        tile.b_ih = static_cast<const T*>(p_.weights[now.d].b_ih);
+        tile.b_hh = static_cast<const T*>(p_.weights[now.d].b_hh);
     }
 
     void run_stage(const Moment& now, int stage, Range rows, const Place& place, const Scratch& scratch) {
@@ -291,7 +295,7 @@ class ForwardPass : ForwardLayout<T> {
             for (int64_t r = 0; r < count; ++r) given[r] = operand_row(now, stage, b + r);
             prepare(product, given, count, scratch.prepared + (b - rows.begin) * prepared_size_);
         }
-        const bool projects = stage == k_.stages;
+        const bool projects = stage == k_.stages, after_all = k_.whole_rows && !projects;
         const Range units =
             projects ? split(current.units, current.tile, place.rows.rank(), place.rows.size()) : place.units;
         const int64_t tile = current.tile, tiles = (units.end - units.begin + tile - 1) / tile;
@@ -316,10 +320,17 @@ class ForwardPass : ForwardLayout<T> {
                     form->multiply(product, block.operand, count, one, projects ? block.out : block.slots,
                                    projects ? Init::zero : Init::accumulate, nullptr);
                 }
+                if (after_all) continue;
                 block.tile.begin = min(unit(first), unit(last - 1));
                 block.tile.end = min(max(unit(first), unit(last - 1)) + tile, units.end);
                 current.arithmetic(block.tile);
             }
+        }
+        for (int64_t b = rows.begin; after_all && b < rows.end; b += kRowBlock) {
+            fill(block, now, stage, b, min(rows.end - b, kRowBlock));
+            block.tile.begin = units.begin;
+            block.tile.end = units.end;
+            current.arithmetic(block.tile);
         }
     }
 

@@ -1,8 +1,8 @@
 // What a forward pass works in: choices that follow from the sizes, and arrays in the workspace.
 #pragma once
 
+#include "functions-inl.h"
 #include "product-inl.h"
-#include "tile-inl.h"
 
 namespace fastrnn {
 namespace {
@@ -48,7 +48,7 @@ struct ForwardLayout {
           storage_(storage_of<T>(params.format)),
           stages_(k_.stages + (s_.projection ? 1 : 0)),
           tile_(tile_units<T>(k_)),
-          grain_(max(tile_, 64 / static_cast<int64_t>(sizeof(T)))),
+          grain_(k_.whole_rows ? round_up(max(s_.hidden, 1), tile_) : max(tile_, 64 / static_cast<int64_t>(sizeof(T)))),
           recurrent_(s_.projection ? s_.projection : s_.hidden),
           hidden_padded_(padded_units(s_.hidden)),
           recurrent_padded_(padded_units(recurrent_)),

@@ -8,6 +8,7 @@
 #include "../cells/all.h"
 #include "../cells/rows.h"
 #include "math-inl.h"
+#include "team.h"
 
 namespace fastrnn {
 namespace {
@@ -24,6 +25,7 @@ struct ForwardTile {
     T* const* y;               // where it goes too, or null
     bool keeps;                // the values that the backward pass needs, in the place of the slots
     const T* const* operands[kMaxOperands];
+    const T *b_ih, *b_hh;  // [G*H], or null; of a cell of whole rows, whose slots lack them
 };
 
 template <class T>
@@ -37,15 +39,32 @@ struct BackwardTile {
     const T* const* d_y;    // to be added to it, or null
     T* const* d_h;          // on its way around the products: made by the last stage, added to by others
     T* const* d_c;          // of c' on entry, of c on return
-    T* const* d_values;     // [slots, learned operands][padded] of a row
+    T* const* d_values;     // [gradients()][padded] of a row
     T* const* handed_on;    // what the stage handed on, again, or null
     const T* const* operands[kMaxOperands];
+    const T *b_ih, *b_hh;  // as in ForwardTile
+};
+
+// The rows of a chunk of a cell of whole rows, for the gradients of the biases and the operands.
+template <class T>
+struct SumTile {
+    int64_t rows;
+    Range units;
+    int64_t hidden, padded;
+    const T* saved;     // [rows][saved][padded]
+    const T* d_values;  // [rows][gradients()][padded]
+    bool anew;          // else added to what is there
+    // each null where it is not wanted
+    T *d_b_ih, *d_b_hh;  // [G*H]
+    T* d_operands[kMaxOperands];
 };
 
 template <class T>
 using ForwardFunction = void (*)(const ForwardTile<T>&);
 template <class T>
 using BackwardFunction = void (*)(const BackwardTile<T>&);
+template <class T>
+using SumFunction = void (*)(const SumTile<T>&);
 
 // kLanes units of a row that ends at `hidden`
 template <class T>
@@ -135,33 +154,6 @@ FASTRNN_NOINLINE void backward_tile(const BackwardTile<T>& tile) {
             }
         }
     }
-}
-
-// A cell as the engines see it.
-template <class T>
-struct CellFunctions {
-    CellTraits traits;
-    ForwardFunction<T> forward[kMaxCellStages];
-    BackwardFunction<T> backward[kMaxCellStages];
-};
-
-template <class T, class C>
-constexpr CellFunctions<T> functions_of() {
-    constexpr int kSecond = C::traits().stages - 1;  // of two stages; of one the same again
-    return {C::traits(),
-            {forward_tile<T, C, 0>, forward_tile<T, C, kSecond>},
-            {backward_tile<T, C, 0>, backward_tile<T, C, kSecond>}};
-}
-
-template <class T>
-const CellFunctions<T>& cell_functions(Cell cell, Activation activation) {
-    static constexpr CellFunctions<T> kFunctions[kCellCount][kActivationCount] = {
-#define FASTRNN_CELL(name, Template, ...)                                                          \
-    {functions_of<T, Template<TanhActivation>>(), functions_of<T, Template<SoftsignActivation>>(), \
-     functions_of<T, Template<ReluActivation>>(), functions_of<T, Template<HardtanhActivation>>()},
-#include "fastrnn/cells.def"
-    };
-    return kFunctions[static_cast<int>(cell)][static_cast<int>(activation)];
 }
 
 }  // namespace

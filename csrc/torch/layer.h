@@ -213,8 +213,14 @@ struct Layer {
     void read_operands() {
         const auto count = static_cast<size_t>(shape.directions * spec.info().operands);
         check(operands.size() == count, "fastrnn: expected ", count, " operands, got ", operands.size());
-        for (Tensor& operand : operands) {
+        for (size_t i = 0; i < operands.size(); ++i) {
+            Tensor& operand = operands[i];
             check_kind("an operand", operand, stored);
+            if (static_cast<int>(i) % spec.info().operands < spec.info().gate_operands) {
+                check_shape("an operand", operand, {spec.info().gates * shape.hidden});
+                operand = dense(operand);
+                continue;
+            }
             switch (operand.dim()) {
                 case 1: check_shape("an operand", operand, {shape.hidden}); break;
                 case 2: check_shape("an operand", operand, {shape.batch, shape.hidden}); break;

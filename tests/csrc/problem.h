@@ -24,7 +24,12 @@ struct Problem {
 
     int64_t gates() const { return fastrnn::gate_count(cell) * hidden; }
     int64_t recurrent() const { return projection ? projection : hidden; }
-    bool lstm() const { return cell == Cell::lstm; }
+    bool has_c() const { return fastrnn::has_cell_state(cell); }
+    bool layer_norm() const {
+        return cell == Cell::lstm_layer_norm || cell == Cell::gru_layer_norm || cell == Cell::rnn_layer_norm;
+    }
+    int operands() const { return fastrnn::cell_info(cell).operands; }
+    int64_t operand_size(int index) const { return index < fastrnn::cell_info(cell).gate_operands ? gates() : hidden; }
     int64_t rows() const {
         if (batch_sizes.empty()) return time * batch;
         int64_t rows = 0;
@@ -56,6 +61,7 @@ struct Problem {
 struct Tensors {
     struct Direction {
         std::vector<double> w_ih, w_hh, b_ih, b_hh, w_hr;
+        std::vector<double> operands[fastrnn::kMaxOperands];
     };
     Direction weights[2];
     std::vector<double> x, h0, c0, y, h_n, c_n;
@@ -84,17 +90,18 @@ inline Tensors random_tensors(const Problem& p) {
     const double recurrent = std::exp2(std::floor(-std::log2(p.recurrent()) / 2));  // states neither fade nor grow
     Tensors t;
     for (int d = 0; d < p.directions; ++d) {
-        t.weights[d] = {random(p.gates() * p.input, 0.25), random(p.gates() * p.recurrent(), recurrent),
-                        random(p.biases ? p.gates() : 0, 1), random(p.biases ? p.gates() : 0, 1),
-                        random(p.projection * p.hidden, 0.5)};
+        t.weights[d] = {random(p.gates() * p.input, 0.25),    random(p.gates() * p.recurrent(), recurrent),
+                        random(p.biases ? p.gates() : 0, 1),  random(p.biases ? p.gates() : 0, 1),
+                        random(p.projection * p.hidden, 0.5), {}};
+        for (int i = 0; i < p.operands(); ++i) t.weights[d].operands[i] = random(p.operand_size(i), 1);
     }
     const int64_t states = p.directions * p.batch;
     t.x = random(p.rows() * p.input, 2);
     t.h0 = random(p.states ? states * p.recurrent() : 0, 1);
-    t.c0 = random(p.states && p.lstm() ? states * p.hidden : 0, 1);
+    t.c0 = random(p.states && p.has_c() ? states * p.hidden : 0, 1);
     t.y = random(p.rows() * p.directions * p.recurrent(), 1);
     t.h_n = random(states * p.recurrent(), 1);
-    t.c_n = random(p.lstm() ? states * p.hidden : 0, 1);
+    t.c_n = random(p.has_c() ? states * p.hidden : 0, 1);
     return t;
 }
 
@@ -107,13 +114,14 @@ class Reference {
         tape.clear();
         const std::vector<Var> x = leaves(given.x);
         const std::vector<Var> h0 = leaves(p.states ? given.h0 : zeros(p.directions * p.batch * p.recurrent()));
-        const std::vector<Var> c0 = leaves(p.states && p.lstm() ? given.c0 : zeros(p.directions * p.batch * p.hidden));
+        const std::vector<Var> c0 = leaves(p.states && p.has_c() ? given.c0 : zeros(p.directions * p.batch * p.hidden));
         std::vector<Var> y(static_cast<size_t>(p.rows() * p.directions * p.recurrent()));
         std::vector<Var> h_n(h0.size()), c_n(c0.size());
         Weights weights[2];
         for (int d = 0; d < p.directions; ++d) {
             const Tensors::Direction& w = given.weights[d];
-            weights[d] = {leaves(w.w_ih), leaves(w.w_hh), leaves(w.b_ih), leaves(w.b_hh), leaves(w.w_hr)};
+            weights[d] = {leaves(w.w_ih), leaves(w.w_hh), leaves(w.b_ih), leaves(w.b_hh), leaves(w.w_hr), {}};
+            for (int i = 0; i < p.operands(); ++i) weights[d].operands[i] = leaves(w.operands[i]);
             for (int64_t b = 0; b < p.batch; ++b) {
                 const int64_t state = d * p.batch + b;
                 std::vector<Var> h = slice(h0, state, p.recurrent()), c = slice(c0, state, p.hidden);
@@ -128,7 +136,7 @@ class Reference {
         }
         outputs.y = values(y);
         outputs.h_n = values(h_n);
-        if (p.lstm()) outputs.c_n = values(c_n);
+        if (p.has_c()) outputs.c_n = values(c_n);
 
         std::vector<std::pair<int, double>> seeds;
         seed(y, given.y, seeds);
@@ -137,10 +145,11 @@ class Reference {
         slopes_ = fastrnn_test::gradients(seeds);
         gradients.x = slopes(x);
         gradients.h0 = slopes(h0);
-        if (p.lstm()) gradients.c0 = slopes(c0);
+        if (p.has_c()) gradients.c0 = slopes(c0);
         for (int d = 0; d < p.directions; ++d) {
             const Weights& w = weights[d];
-            gradients.weights[d] = {slopes(w.w_ih), slopes(w.w_hh), slopes(w.b_ih), slopes(w.b_hh), slopes(w.w_hr)};
+            gradients.weights[d] = {slopes(w.w_ih), slopes(w.w_hh), slopes(w.b_ih), slopes(w.b_hh), slopes(w.w_hr), {}};
+            for (int i = 0; i < p.operands(); ++i) gradients.weights[d].operands[i] = slopes(w.operands[i]);
         }
     }
 
@@ -148,6 +157,7 @@ class Reference {
     using Vars = std::vector<Var>;
     struct Weights {
         Vars w_ih, w_hh, b_ih, b_hh, w_hr;
+        Vars operands[fastrnn::kMaxOperands];
     };
 
     Var activate(Var x) const {
@@ -161,35 +171,65 @@ class Reference {
 
     void step(const Weights& w, const Vars& x, Vars& h, Vars& c) const {
         const int64_t H = p_.hidden;
-        const auto from_x = [&](int64_t gate, int64_t u) { return affine(w.w_ih, w.b_ih, gate * H + u, x); };
-        const auto from_h = [&](int64_t gate, int64_t u) { return affine(w.w_hh, w.b_hh, gate * H + u, h); };
         const auto at = [](const Vars& v, int64_t i) { return v[static_cast<size_t>(i)]; };
+        const Vars products_x = product(w.w_ih, w.b_ih, w.operands[0], x);
+        const Vars products_h = product(w.w_hh, w.b_hh, w.operands[1], h);
+        const auto from_x = [&](int64_t gate, int64_t u) { return at(products_x, gate * H + u); };
+        const auto from_h = [&](int64_t gate, int64_t u) { return at(products_h, gate * H + u); };
+        const bool is_gru = p_.gates() == 3 * H;
+        Vars outputs_of_c;
         Vars h_next, c_next, reset_h;
         if (p_.cell == Cell::gru_reset_before) {
             for (int64_t u = 0; u < H; ++u) reset_h.push_back(sigmoid(from_x(0, u) + from_h(0, u)) * at(h, u));
         }
         for (int64_t u = 0; u < H; ++u) {
-            if (p_.lstm()) {
+            if (p_.has_c()) {
                 const Var i = sigmoid(from_x(0, u) + from_h(0, u)), f = sigmoid(from_x(1, u) + from_h(1, u));
                 const Var g = activate(from_x(2, u) + from_h(2, u)), o = sigmoid(from_x(3, u) + from_h(3, u));
                 c_next.push_back(f * at(c, u) + i * g);
-                h_next.push_back(o * activate(c_next.back()));
-            } else if (p_.cell == Cell::rnn) {
+                outputs_of_c.push_back(o);
+            } else if (!is_gru) {
                 h_next.push_back(activate(from_x(0, u) + from_h(0, u)));
             } else {
                 const Var z = sigmoid(from_x(1, u) + from_h(1, u));
-                const Var n = p_.cell == Cell::gru
+                const Var n = p_.cell != Cell::gru_reset_before
                                   ? activate(from_x(2, u) + sigmoid(from_x(0, u) + from_h(0, u)) * from_h(2, u))
                                   : activate(from_x(2, u) + affine(w.w_hh, w.b_hh, 2 * H + u, reset_h));
                 h_next.push_back((Var(1.0) - z) * n + z * at(h, u));
             }
         }
-        c = p_.lstm() ? c_next : c;
+        if (p_.has_c()) {
+            c = c_next;
+            const Vars shown = p_.layer_norm() ? layer_norm(c, w.operands[2], w.operands[3]) : c;
+            for (int64_t u = 0; u < H; ++u) h_next.push_back(at(outputs_of_c, u) * activate(at(shown, u)));
+        }
         h = h_next;
         if (p_.projection) {
             h.clear();
             for (int64_t r = 0; r < p_.projection; ++r) h.push_back(affine(w.w_hr, {}, r, h_next));
         }
+    }
+
+    // what each row of a matrix adds to the preactivations
+    Vars product(const Vars& matrix, const Vars& bias, const Vars& gain, const Vars& v) const {
+        Vars found;
+        for (int64_t row = 0; row < p_.gates(); ++row) {
+            found.push_back(affine(matrix, p_.layer_norm() ? Vars() : bias, row, v));
+        }
+        return p_.layer_norm() ? layer_norm(found, gain, bias) : found;
+    }
+
+    static Vars layer_norm(const Vars& v, const Vars& gain, const Vars& bias) {
+        const Var share(1.0 / static_cast<double>(v.size()));
+        Var mean(0.0), variance(0.0);
+        for (Var value : v) mean = mean + value * share;
+        for (Var value : v) variance = variance + (value - mean) * (value - mean) * share;
+        const Var scale = reciprocal_root(variance + Var(1e-5));
+        Vars found;
+        for (size_t i = 0; i < v.size(); ++i) {
+            found.push_back((v[i] - mean) * scale * gain[i] + (bias.empty() ? Var(0.0) : bias[i]));
+        }
+        return found;
     }
 
     static Var affine(const Vars& matrix, const Vars& bias, int64_t row, const Vars& v) {

@@ -15,7 +15,7 @@ struct Wanted {
 // results in the order of the shapes in kernels.h; a part that was not asked for is empty
 template <class T>
 struct Results {
-    std::vector<T> y, h_n, c_n, d_x, d_h0, d_c0, d_weights[10];
+    std::vector<T> y, h_n, c_n, d_x, d_h0, d_c0, d_weights[10], d_operands[2 * fastrnn::kMaxOperands];
     bool kept_inputs = true, kept_gaps = true;
 };
 
@@ -55,7 +55,7 @@ class Runner {
           h0_(placed(given.h0)),
           c0_(placed(given.c0)),
           h_n_(states(p.recurrent())),
-          c_n_(states(p.lstm() ? p.hidden : 0)),
+          c_n_(states(p.has_c() ? p.hidden : 0)),
           reserve_(p.directions * p.rows() * fastrnn::saved_values(p.cell) * fastrnn::padded_units(p.hidden)) {
         for (int64_t b = 0; b < p.batch; ++b) order_.push_back(place_of(p, layout, b));
         for (int d = 0; d < p.directions; ++d) {
@@ -63,6 +63,7 @@ class Runner {
             for (const std::vector<double>* part : {&w.w_ih, &w.w_hh, &w.b_ih, &w.b_hh, &w.w_hr}) {
                 weights_.emplace_back(*part);
             }
+            for (const std::vector<double>& operand : w.operands) operands_.emplace_back(operand);
         }
     }
 
@@ -76,7 +77,7 @@ class Runner {
         params.y_stride_time = y_.stride_time();
         params.y_stride_batch = y_.stride_batch();
         params.h_n = h_n_.data();
-        params.c_n = p_.lstm() ? c_n_.data() : nullptr;
+        params.c_n = p_.has_c() ? c_n_.data() : nullptr;
         params.reserve = keep_reserve && fastrnn::saved_values(p_.cell) ? reserve_.data() : nullptr;
         Library::forward(params);
         results.y = y_.values();
@@ -96,9 +97,12 @@ class Runner {
         const Sequence<T> d_x = sequence(p_.input);
         const Array<T> d_h_n(placed(incoming.h_n)), d_c_n(placed(incoming.c_n));
         const Array<T> d_h0(wanted.state ? states(p_.recurrent()) : 0);
-        const Array<T> d_c0(wanted.state && p_.lstm() ? states(p_.hidden) : 0);
+        const Array<T> d_c0(wanted.state && p_.has_c() ? states(p_.hidden) : 0);
         std::vector<Array<T>> d_weights;
         for (const Array<T>& w : weights_) d_weights.emplace_back(static_cast<int64_t>(w.values().size()));
+        std::vector<Array<T>> d_operands;
+        for (const Array<T>& operand : operands_)
+            d_operands.emplace_back(static_cast<int64_t>(operand.values().size()));
         const std::vector<Reserve> reserve_before = reserve_.values();
         const std::vector<T> y_before = y_.values();
 
@@ -117,11 +121,14 @@ class Runner {
         params.d_x_stride_time = d_x.stride_time();
         params.d_x_stride_batch = d_x.stride_batch();
         params.d_h0 = wanted.state ? d_h0.data() : nullptr;
-        params.d_c0 = wanted.state && p_.lstm() ? d_c0.data() : nullptr;
+        params.d_c0 = wanted.state && p_.has_c() ? d_c0.data() : nullptr;
         for (int d = 0; d < p_.directions && wanted.weights; ++d) {
             const Array<T>* w = &d_weights[static_cast<size_t>(5 * d)];
             params.d_weights[d] = {w[0].data_or_null(), w[1].data_or_null(), w[2].data_or_null(), w[3].data_or_null(),
                                    w[4].data_or_null()};
+            for (int i = 0; i < p_.operands(); ++i) {
+                params.d_weights[d].d_operands[i] = d_operands[operand_index(d, i)].data();
+            }
         }
         adjust(params);
         Library::backward(params);
@@ -131,6 +138,7 @@ class Runner {
         results.d_h0 = taken(d_h0);
         results.d_c0 = taken(d_c0);
         for (size_t i = 0; i < d_weights.size() && wanted.weights; ++i) results.d_weights[i] = d_weights[i].values();
+        for (size_t i = 0; i < d_operands.size() && wanted.weights; ++i) results.d_operands[i] = d_operands[i].values();
         results.kept_inputs &= same_bytes(reserve_before, reserve_.values()) && same_bytes(y_before, y_.values());
     }
 
@@ -167,6 +175,8 @@ class Runner {
     Sequence<T> sequence(int64_t features) const { return {p_, features, layout_}; }
     static std::vector<double> zeros(int64_t count) { return std::vector<double>(static_cast<size_t>(count), 0.0); }
 
+    static size_t operand_index(int d, int i) { return static_cast<size_t>(d * fastrnn::kMaxOperands + i); }
+
     template <class Params>
     void fill(Params& params) const {
         params.dtype = Library::template dtype<T>();
@@ -182,6 +192,8 @@ class Runner {
             const Array<T>* w = &weights_[static_cast<size_t>(5 * d)];
             params.weights[d] = {w[0].data(), w[1].data(), w[2].data_or_null(), w[3].data_or_null(),
                                  w[4].data_or_null()};
+            for (int i = 0; i < p_.operands(); ++i)
+                params.weights[d].operands[i].data = operands_[operand_index(d, i)].data();
         }
         params.x = x_.data();
         params.x_stride_time = x_.stride_time();
@@ -198,7 +210,8 @@ class Runner {
     Sequence<T> x_, y_;
     Array<T> h0_, c0_, h_n_, c_n_;
     Array<Reserve> reserve_;
-    std::vector<Array<T>> weights_;  // w_ih, w_hh, b_ih, b_hh, w_hr of each direction
+    std::vector<Array<T>> weights_;   // w_ih, w_hh, b_ih, b_hh, w_hr of each direction
+    std::vector<Array<T>> operands_;  // [kMaxOperands] of each direction
 };
 
 }  // namespace fastrnn_test

@@ -46,6 +46,10 @@ inline Var softsign(Var x) {
     const double rest = 1 / (1 + std::fabs(x.value()));
     return {x.value() * rest, x, rest * rest};
 }
+inline Var reciprocal_root(Var x) {
+    const double y = 1 / std::sqrt(x.value());
+    return {y, x, -0.5 * y * y * y};
+}
 inline Var relu(Var x) { return x.value() > 0 ? x : Var(0.0); }
 inline Var hardtanh(Var x) { return std::fabs(x.value()) < 1 ? x : Var(x.value() > 0 ? 1.0 : -1.0); }
 

@@ -37,6 +37,9 @@ struct CellInfo {
     bool may_project;     // takes w_hr
     bool recurrent;       // takes w_hh and b_hh
     int operands;         // that it takes
+    // of them the first ones have a value for each gate of a unit, in the order of the weights' rows: [G*H], for all
+    // steps and rows
+    int gate_operands = 0;
 };
 inline constexpr CellInfo kCells[] = {
 #define FASTRNN_CELL(name, type, ...) {#name, __VA_ARGS__},
@@ -114,7 +117,7 @@ struct WeightGradients {
     void* d_b_ih;
     void* d_b_hh;
     void* d_w_hr;
-    void* d_operands[kMaxOperands] = {};  // [H], of an operand with strides of 0
+    void* d_operands[kMaxOperands] = {};  // [H] or [G*H], of an operand with strides of 0
 };
 
 // Sequences x, y, d_y and d_x have unit stride along features. Row (t, b) of an unpacked sequence is at
