@@ -68,7 +68,7 @@ def reference_layer(
     family, choice = _spec.family_of(spec)
     flags = (bool(spec & bit) for bit in (_spec.HAS_BIASES, _spec.BATCH_FIRST, _spec.BIDIRECTIONAL))
     initial = states or (None,) * family.states
-    return family.reference(x, *initial, weights, batch_sizes, *operands, *flags, *choice)
+    return family.reference(x, *initial, weights, batch_sizes, operands, *flags, *choice)
 
 
 def _differentiates(x: Tensor, *others: Sequence[Tensor]) -> bool:

@@ -56,6 +56,9 @@ class Base(nn.Module):
     _cell: ClassVar[CellSpec]
     _options: ClassVar[dict[str, Any]]  # the cell's extras
     _torch_forward: ClassVar[Callable[..., Any]]
+    _operand_names: tuple[
+        str, ...
+    ] = ()  # of the parameters that torch.nn lacks, layer by layer as the ops take them
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -70,6 +73,17 @@ class Base(nn.Module):
         """The options that make the module compute what torch.nn's does not."""
         values = {name: getattr(self, name) for name in self._options}
         return {name: value for name, value in values.items() if value != self._options[name]}
+
+    def _operands(self) -> Sequence[Tensor]:
+        """What the ops take beside torch's flat list, read anew for every call."""
+        names = self._operand_names
+        if not names:
+            return ()
+        parameters: dict[str, Any] = self._parameters
+        try:
+            return [parameters[name] for name in names]
+        except KeyError:  # parametrized
+            return [getattr(self, name) for name in names]
 
     def extra_repr(self) -> str:
         options = (f"{name}={value}" for name, value in self._changed_options().items())

@@ -38,7 +38,8 @@ class _Cell(Base, nn.RNNCellBase):
         if states is None or not self._takes(input, states, weights):
             return self._forward_by_torch(input, hx)
         run: Callable[..., Sequence[Tensor]]
-        if _ops.has_kernels(input) and not _ops.autocasts(input):
+        operands = self._operands()
+        if _ops.has_kernels(input) and not _ops.autocasts(input) and not (operands and input.is_cuda):
             run = layer
         elif self._changed_options():
             run = reference_layer
@@ -47,7 +48,7 @@ class _Cell(Base, nn.RNNCellBase):
         unbatched = input.dim() == 1
         if unbatched:
             input, states = input[None], [s[None] for s in states]
-        final = run(self._layer_spec(weights), input, states, weights)
+        final = run(self._layer_spec(weights), input, states, weights, None, operands)
         if unbatched:
             final = [s[0] for s in final]
         return tuple(final) if len(final) > 1 else final[0]
@@ -58,7 +59,7 @@ class _Cell(Base, nn.RNNCellBase):
         if states is None or weights[0].dtype != x.dtype or not are_strided(states):
             return None
         try:
-            final = layer(self._layer_spec(weights) | QUIET, x, states, weights)
+            final = layer(self._layer_spec(weights) | QUIET, x, states, weights, None, self._operands())
         except Refused:
             return None
         except RuntimeError:

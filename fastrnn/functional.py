@@ -148,26 +148,33 @@ _States = Sequence[Tensor] | None
 
 
 def run_stack(
-    stack: Stack, x: Tensor, states: _States, weights: Sequence[Tensor], batch_sizes: Tensor | None
+    stack: Stack,
+    x: Tensor,
+    states: _States,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    operands: Sequence[Tensor] = (),
 ) -> tuple[Tensor, ...]:
-    """(y, *final_states) from what serves x's device and dtype: the ops, else torch, else the reference."""
+    """(y, *final_states) from what serves x's device and dtype: the ops, else torch, else the reference. operands are
+    those of a layer (fastrnn/_ops.py), layer by layer."""
     if x.dim() == 2 and batch_sizes is None:
         dim = 0 if stack.spec & BATCH_FIRST else 1
         batch = None if states is None else [s.unsqueeze(1) for s in states]
-        y, *final = run_stack(stack, x.unsqueeze(dim), batch, weights, None)
+        y, *final = run_stack(stack, x.unsqueeze(dim), batch, weights, None, operands)
         return y.squeeze(dim), *(s.squeeze(1) for s in final)
     family, choice = family_of(stack.spec)
     has_torch = family.is_torchs(choice)
-    if not _ops.has_kernels(x):
+    if not _ops.has_kernels(x) or (operands and x.is_cuda):
         if has_torch:
             return _run_torch(stack, x, states, weights, batch_sizes)
-        return run_layers(reference_layer, stack._replace(recompute=False), x, states, weights, batch_sizes)
+        plain = stack._replace(recompute=False)
+        return run_layers(reference_layer, plain, x, states, weights, batch_sizes, operands)
     casts = _ops.autocasts(x) and x.dtype != torch.float64
     if x.is_cuda and has_torch and (casts or _cuda.torch_is_quicker(stack, x, states, weights, batch_sizes)):
         return _run_torch(stack, x, states, weights, batch_sizes)
     if casts:
-        return _run_autocast(stack, x, states, weights, batch_sizes)
-    return run_layers(layer, stack, x, states, weights, batch_sizes)
+        return _run_autocast(stack, x, states, weights, batch_sizes, operands)
+    return run_layers(layer, stack, x, states, weights, batch_sizes, operands)
 
 
 def run_layers(
@@ -177,6 +184,7 @@ def run_layers(
     states: _States,
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
+    operands: Sequence[Tensor] = (),
 ) -> tuple[Tensor, ...]:
     spec, num_layers, dropout, training, recompute = stack
     if recompute:
@@ -187,14 +195,19 @@ def run_layers(
     elif batch_sizes is not None:
         initial = _zeros(stack, x, weights, batch_sizes)
     if num_layers == 1:
-        return tuple(run_layer(spec, x, initial, weights, batch_sizes))
+        return tuple(run_layer(spec, x, initial, weights, batch_sizes, operands))
 
     # between layers time comes first: rows of a step lie together, and dropout draws in torch's order
     batch_first = spec & BATCH_FIRST if batch_sizes is None else 0
     if batch_first:
         x = x.transpose(0, 1)
     spec ^= batch_first
-    directions, count = stack.directions, len(weights) // num_layers
+    directions = stack.directions
+
+    def of_layer(tensors: Sequence[Tensor], index: int) -> Sequence[Tensor]:
+        count = len(tensors) // num_layers
+        return tensors[index * count : (index + 1) * count]
+
     finals = []
     for index in range(num_layers):
         if index > 0 and training and dropout > 0:
@@ -202,7 +215,8 @@ def run_layers(
         if index == num_layers - 1 and batch_first:
             x, spec = x.transpose(0, 1), spec | batch_first
         start = [s[index * directions : (index + 1) * directions] for s in initial]
-        x, *final = run_layer(spec, x, start, weights[index * count : (index + 1) * count], batch_sizes)
+        given = of_layer(weights, index), batch_sizes, of_layer(operands, index)
+        x, *final = run_layer(spec, x, start, *given)
         finals.append(final)
     return x, *(torch.cat(parts) for parts in zip(*finals, strict=True))
 
@@ -226,7 +240,12 @@ def _run_torch(
 
 
 def _run_autocast(
-    stack: Stack, x: Tensor, states: _States, weights: Sequence[Tensor], batch_sizes: Tensor | None
+    stack: Stack,
+    x: Tensor,
+    states: _States,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    operands: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
     """Computes in the weights' dtype, which loses nothing, and gives every output the dtype that torch.nn gives it; but
     in autocast's dtype on CUDA, where the tensor cores are."""
@@ -249,6 +268,7 @@ def _run_autocast(
         None if states is None else [s.to(dtype) for s in states],
         [w.to(dtype) for w in weights],
         batch_sizes,
+        [operand.to(dtype) for operand in operands],
     )
     return y.to(sequence), *(f.to(sequence) for f in finals), final.to(last)
 

@@ -86,7 +86,7 @@ class Layers(Base, nn.RNNBase):
         if states is None or self.recompute or weights[0].dtype != x.dtype or not are_strided(states):
             return None
         try:
-            found = layer(self._layer_spec() | QUIET, x, states, weights)
+            found = layer(self._layer_spec() | QUIET, x, states, weights, None, self._operands())
         except Refused:
             return None
         except RuntimeError:
@@ -139,7 +139,7 @@ class Layers(Base, nn.RNNBase):
         self, x: Tensor, states: Sequence[Tensor], weights: list[Tensor], batch_sizes: Tensor | None
     ) -> tuple[Tensor, ...]:
         """(y, *final_states)"""
-        return run_stack(self._stack(), x, states or None, weights, batch_sizes)
+        return run_stack(self._stack(), x, states or None, weights, batch_sizes, self._operands())
 
     def _stack(self) -> Stack:
         return Stack(self._layer_spec(), self.num_layers, self.dropout, self.training, self.recompute)

@@ -264,7 +264,7 @@ def reference_forward(case: Case, parameters: dict[str, Tensor]) -> Forward:
         family = FAMILIES[case.kind]
         flags = (case.bias, first, case.bidirectional)
         return family.reference(
-            x, *(h0, c0)[: family.states], layer_weights(layer), sizes, *flags, *case.choice
+            x, *(h0, c0)[: family.states], layer_weights(layer), sizes, (), *flags, *case.choice
         )
 
     def forward(x: Any, state: Any) -> Any:

@@ -47,7 +47,7 @@ class OpCase:
         case, family = self.case, _spec.FAMILIES[self.kind]
         flags = (case.bias, case.batch_first, case.bidirectional)
         return family.reference(
-            x, *(states or [None] * family.states), weights, self.batch_sizes, *flags, *case.choice
+            x, *(states or [None] * family.states), weights, self.batch_sizes, (), *flags, *case.choice
         )
 
     def forward(self, training: bool = True) -> tuple[Tensor, ...]:

@@ -19,10 +19,15 @@ MASKS = {"shared": 1, "by row": 2, "by step and row": 3}
 
 
 def indrnn_layer(
-    x: Tensor, h0: Tensor | None, weights: Sequence[Tensor], batch_sizes: Tensor | None, *rest: object
+    x: Tensor,
+    h0: Tensor | None,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    operands: Sequence[Tensor],
+    *rest: object,
 ) -> tuple[Tensor, Tensor]:
     """h = act(W x + b + u (m h)) (Li et al. 2018); operands u [H] and m [H], [B, H] or [T, B, H] of each direction."""
-    *operands, has_biases, batch_first, bidirectional, activation = rest
+    has_biases, batch_first, bidirectional, activation = rest
     directions = 2 if bidirectional else 1
     per_direction = len(weights) // directions
     if batch_sizes is None:
