@@ -56,6 +56,9 @@ class Base(nn.Module):
     _cell: ClassVar[CellSpec]
     _options: ClassVar[dict[str, Any]]  # the cell's extras
     _torch_forward: ClassVar[Callable[..., Any]]
+    hidden_size: int
+    bias: bool
+    layer_norm: bool
     _operand_names: tuple[
         str, ...
     ] = ()  # of the parameters that torch.nn lacks, layer by layer as the ops take them
@@ -73,6 +76,31 @@ class Base(nn.Module):
         """The options that make the module compute what torch.nn's does not."""
         values = {name: getattr(self, name) for name in self._options}
         return {name: value for name, value in values.items() if value != self._options[name]}
+
+    def _add_operands(self, suffixes: Sequence[str]) -> None:
+        """Parameters for what the cell takes beside its gates, of each layer and direction that a suffix names."""
+        if not self.layer_norm:
+            return
+        self._cell.spec(self._choice(), bool(self.bias))  # or an error that says what does not go together
+        rows = self._cell.gates * self.hidden_size
+        sizes = {"ln_ih_weight": rows, "ln_hh_weight": rows}
+        if self._cell.states == 2:
+            sizes |= {"ln_c_weight": self.hidden_size, "ln_c_bias": self.hidden_size}
+        like: Tensor = next(self.parameters())
+        for suffix in suffixes:
+            for name, size in sizes.items():
+                self.register_parameter(name + suffix, nn.Parameter(like.new_empty(size)))
+        self._operand_names = tuple(name + suffix for suffix in suffixes for name in sizes)
+        self._reset_operands()
+
+    @torch.no_grad()
+    def _reset_operands(self) -> None:
+        for name, operand in zip(self._operand_names, self._operands(), strict=True):
+            operand.fill_(0.0 if "bias" in name else 1.0)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()  # type: ignore[misc]
+        self._reset_operands()
 
     def _operands(self) -> Sequence[Tensor]:
         """What the ops take beside torch's flat list, read anew for every call."""

@@ -81,7 +81,8 @@ class CellSpec:
     ]  # in fastrnn.reference; takes the options' values last, in their order
     gates: int
     states: int
-    kinds: dict[Choice, int]  # the bits of cell and activation for every choice
+    kind: Callable[..., tuple[str, str]]  # from a choice to the names of the kernels' cell and activation
+    kinds: dict[Choice, int]  # the bits of cell and activation for every choice that has them
 
     @property
     def extras(self) -> dict[str, bool | str]:
@@ -98,13 +99,14 @@ class CellSpec:
         """The spec of a layer with these values of the options.
 
         Raises:
-            ValueError: a value that an option does not have
+            ValueError: a value that an option does not have, or values that do not go together
         """
         try:
             bits = self.kinds[choice]
         except KeyError:
             for option, value in zip(self.options, choice, strict=True):
                 option.check(value)
+            self.kind(*choice)
             raise
         if has_biases:
             bits |= HAS_BIASES
@@ -146,30 +148,51 @@ def _family(
     kind: Callable[..., tuple[str, str]],
     reference: Callable[..., tuple[Tensor, ...]],
 ) -> CellSpec:
-    """kind: from the options' values to the names of the kernels' cell and activation"""
+    """kind: from the options' values to the names of the kernels' cell and activation; a ValueError where they do not
+    go together"""
     names = [cell.name for cell in CELLS]
     kinds = {}
     for choice in product(*(option.values for option in options)):
-        cell, activation = kind(*choice)
+        try:
+            cell, activation = kind(*choice)
+        except ValueError:
+            continue
         code = ACTIVATIONS.index(activation) << _ACTIVATION_FIRST
         kinds[choice] = names.index(cell) << _CELL_FIRST | code
     ((gates, states),) = {(cell_of(spec).gates, cell_of(spec).states) for spec in kinds.values()}
-    return CellSpec(name, options, reference, gates, states, kinds)
+    return CellSpec(name, options, reference, gates, states, kind, kinds)
 
 
 _ACTIVATION = Option("activation", "tanh", ACTIVATIONS)
+_LAYER_NORM = Option("layer_norm", False, (False, True))
 
-LSTM = _family("lstm", (_ACTIVATION,), lambda activation: ("lstm", activation), reference.lstm_layer)
+
+def _normalised(cell: str, layer_norm: bool) -> str:
+    return f"{cell}_layer_norm" if layer_norm else cell
+
+
+def _gru_kind(reset_after: bool, activation: str, layer_norm: bool) -> tuple[str, str]:
+    if layer_norm and not reset_after:
+        raise ValueError("layer_norm normalises whole recurrent products, so it needs reset_after=True")
+    return _normalised("gru", layer_norm) if reset_after else "gru_reset_before", activation
+
+
+LSTM = _family(
+    "lstm",
+    (_ACTIVATION, _LAYER_NORM),
+    lambda activation, layer_norm: (_normalised("lstm", layer_norm), activation),
+    reference.lstm_layer,
+)
 GRU = _family(
     "gru",
-    (Option("reset_after", True, (True, False)), _ACTIVATION),
-    lambda reset_after, activation: ("gru" if reset_after else "gru_reset_before", activation),
+    (Option("reset_after", True, (True, False)), _ACTIVATION, _LAYER_NORM),
+    _gru_kind,
     reference.gru_layer,
 )
 RNN = _family(
     "rnn",
-    (Option("nonlinearity", "tanh", ("tanh", "relu"), is_torchs=True),),
-    lambda nonlinearity: ("rnn", nonlinearity),
+    (Option("nonlinearity", "tanh", ("tanh", "relu"), is_torchs=True), _LAYER_NORM),
+    lambda nonlinearity, layer_norm: (_normalised("rnn", layer_norm), nonlinearity),
     reference.rnn_layer,
 )
 FAMILIES = {family.name: family for family in (LSTM, GRU, RNN)}

@@ -20,6 +20,10 @@ _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 class _Cell(Base, nn.RNNCellBase):
     """One step of one layer."""
 
+    def _add_layer_norm(self, layer_norm: bool) -> None:
+        self.layer_norm = self._cell.check("layer_norm", layer_norm)
+        self._add_operands([""])
+
     def _forward(self, input: Any, hx: Any) -> Any:
         if (
             type(input) is Tensor
@@ -93,11 +97,12 @@ class _Cell(Base, nn.RNNCellBase):
 
 
 class LSTMCell(_Cell, nn.LSTMCell):
-    """One step of an LSTM: :class:`torch.nn.LSTMCell`, with its arguments, and the option of :class:`fastrnn.LSTM`.
+    """One step of an LSTM: :class:`torch.nn.LSTMCell`, with its arguments, and the options of :class:`fastrnn.LSTM`.
 
     Args:
         input_size, hidden_size, bias, device, dtype: as in :class:`torch.nn.LSTMCell`
         activation: "tanh", "softsign", "relu" or "hardtanh", for the candidate and the output
+        layer_norm: with ``ln_ih_weight`` and ``ln_hh_weight`` [4*H], ``ln_c_weight`` and ``ln_c_bias`` [H]
 
     Shape:
         - input: [B, I] or [I]
@@ -111,16 +116,17 @@ class LSTMCell(_Cell, nn.LSTMCell):
     _torch_forward = nn.LSTMCell.forward
     _states = pair_states
 
-    def __init__(self, *args: Any, activation: str = "tanh", **kwargs: Any) -> None:
+    def __init__(self, *args: Any, activation: str = "tanh", layer_norm: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.activation = self._cell.check("activation", activation)
+        self._add_layer_norm(layer_norm)
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         found: tuple[Tensor, Tensor] = self._forward(input, hx)
         return found
 
     def _choice(self) -> Choice:
-        return (self.activation,)
+        return self.activation, self.layer_norm
 
 
 class GRUCell(_Cell, nn.GRUCell):
@@ -130,6 +136,7 @@ class GRUCell(_Cell, nn.GRUCell):
         input_size, hidden_size, bias, device, dtype: as in :class:`torch.nn.GRUCell`
         reset_after: the reset gate acts on the recurrent product, as in torch.nn; False: on h before the product
         activation: "tanh", "softsign", "relu" or "hardtanh", for the candidate
+        layer_norm: with ``ln_ih_weight`` and ``ln_hh_weight`` [3*H]
 
     Shape:
         - input: [B, I] or [I]
@@ -143,24 +150,34 @@ class GRUCell(_Cell, nn.GRUCell):
     _cell = _spec.GRU
     _torch_forward = nn.GRUCell.forward
 
-    def __init__(self, *args: Any, reset_after: bool = True, activation: str = "tanh", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        reset_after: bool = True,
+        activation: str = "tanh",
+        layer_norm: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.reset_after = self._cell.check("reset_after", reset_after)
         self.activation = self._cell.check("activation", activation)
+        self._add_layer_norm(layer_norm)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         found: Tensor = self._forward(input, hx)
         return found
 
     def _choice(self) -> Choice:
-        return (self.reset_after, self.activation)
+        return self.reset_after, self.activation, self.layer_norm
 
 
 class RNNCell(_Cell, nn.RNNCell):
-    """One step of an Elman network: :class:`torch.nn.RNNCell`, with its arguments.
+    """One step of an Elman network: :class:`torch.nn.RNNCell`, with its arguments, and the option of
+    :class:`fastrnn.RNN`.
 
     Args:
         input_size, hidden_size, bias, nonlinearity, device, dtype: as in :class:`torch.nn.RNNCell`
+        layer_norm: with ``ln_ih_weight`` and ``ln_hh_weight`` [H]
 
     Shape:
         - input: [B, I] or [I]
@@ -171,14 +188,18 @@ class RNNCell(_Cell, nn.RNNCell):
     _cell = _spec.RNN
     _torch_forward = nn.RNNCell.forward
 
+    def __init__(self, *args: Any, layer_norm: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._add_layer_norm(layer_norm)
+
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         found: Tensor = self._forward(input, hx)
         return found
 
     def _forward(self, input: Any, hx: Any) -> Any:
-        if (self.nonlinearity,) not in self._cell.kinds:  # torch.nn does not look at it before
+        if self._choice() not in self._cell.kinds:  # torch.nn does not look at it before
             return self._torch_forward(input, hx)
         return super()._forward(input, hx)
 
     def _choice(self) -> Choice:
-        return (self.nonlinearity,)
+        return self.nonlinearity, self.layer_norm

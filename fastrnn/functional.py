@@ -40,6 +40,8 @@ def lstm(
     bidirectional: bool = False,
     batch_first: bool = False,
     activation: str = "tanh",
+    layer_norm: bool = False,
+    operands: Sequence[Tensor] = (),
     recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A stack of LSTM layers.
@@ -52,14 +54,17 @@ def lstm(
         batch_sizes: of a PackedSequence, int64 [T] on the CPU; batch_first is then ignored
         dropout: the probability with which, in training, an output of every layer but the last becomes zero
         activation: "tanh", "softsign", "relu" or "hardtanh", for the candidate and for the output
+        layer_norm: as in :class:`fastrnn.LSTM`
+        operands: with layer_norm, for each layer and direction its gains ln_ih and ln_hh [4*H], ln_c_weight and
+            ln_c_bias [H]
         recompute: as in :class:`fastrnn.LSTM`
 
     Returns:
         y with x's layout and D*R features, and h_n and c_n like hx
     """
-    spec = LSTM.spec((activation,), has_biases, batch_first, bidirectional)
+    spec = LSTM.spec((activation, layer_norm), has_biases, batch_first, bidirectional)
     stack = Stack(spec, num_layers, dropout, training, recompute)
-    y, h_n, c_n = run_stack(stack, x, hx, weights, batch_sizes)
+    y, h_n, c_n = run_stack(stack, x, hx, weights, batch_sizes, operands)
     return y, h_n, c_n
 
 
@@ -77,6 +82,8 @@ def gru(
     batch_first: bool = False,
     reset_after: bool = True,
     activation: str = "tanh",
+    layer_norm: bool = False,
+    operands: Sequence[Tensor] = (),
     recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """A stack of GRU layers.
@@ -86,15 +93,17 @@ def gru(
         reset_after: the reset gate acts on the recurrent product, as in torch.nn; False: on h before the product,
             as in Cho et al. 2014, Keras's ``reset_after=False`` and ONNX's ``linear_before_reset=0``
         activation: "tanh", "softsign", "relu" or "hardtanh", for the candidate
+        layer_norm: as in :class:`fastrnn.GRU`
+        operands: with layer_norm, for each layer and direction its gains ln_ih and ln_hh [3*H]
 
     The other arguments are those of :func:`lstm`.
 
     Returns:
         y with x's layout and D*H features, h_n like hx
     """
-    spec = GRU.spec((reset_after, activation), has_biases, batch_first, bidirectional)
+    spec = GRU.spec((reset_after, activation, layer_norm), has_biases, batch_first, bidirectional)
     stack = Stack(spec, num_layers, dropout, training, recompute)
-    y, h_n = run_stack(stack, x, None if hx is None else (hx,), weights, batch_sizes)
+    y, h_n = run_stack(stack, x, None if hx is None else (hx,), weights, batch_sizes, operands)
     return y, h_n
 
 
@@ -111,6 +120,8 @@ def rnn(
     bidirectional: bool = False,
     batch_first: bool = False,
     nonlinearity: str = "tanh",
+    layer_norm: bool = False,
+    operands: Sequence[Tensor] = (),
     recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """A stack of Elman layers.
@@ -118,15 +129,17 @@ def rnn(
     Args:
         hx: h_0 [L*D, B, H], without B for x [T, I]; or None for zeros
         nonlinearity: "tanh" or "relu"
+        layer_norm: as in :class:`fastrnn.RNN`
+        operands: with layer_norm, for each layer and direction its gains ln_ih and ln_hh [H]
 
     The other arguments are those of :func:`lstm`.
 
     Returns:
         y with x's layout and D*H features, h_n like hx
     """
-    spec = RNN.spec((nonlinearity,), has_biases, batch_first, bidirectional)
+    spec = RNN.spec((nonlinearity, layer_norm), has_biases, batch_first, bidirectional)
     stack = Stack(spec, num_layers, dropout, training, recompute)
-    y, h_n = run_stack(stack, x, None if hx is None else (hx,), weights, batch_sizes)
+    y, h_n = run_stack(stack, x, None if hx is None else (hx,), weights, batch_sizes, operands)
     return y, h_n
 
 

@@ -44,6 +44,11 @@ class Layers(Base, nn.RNNBase):
         if recompute:
             self.recompute = True
 
+    def _add_layer_norm(self, layer_norm: bool) -> None:
+        self.layer_norm = self._cell.check("layer_norm", layer_norm)
+        directions = ("", "_reverse") if self.bidirectional else ("",)
+        self._add_operands([f"_l{k}{direction}" for k in range(self.num_layers) for direction in directions])
+
     def extra_repr(self) -> str:
         return super().extra_repr() + (", recompute=True" if self.recompute else "")
 
@@ -146,12 +151,15 @@ class Layers(Base, nn.RNNBase):
 
 
 class LSTM(Layers):
-    """A multi-layer LSTM: :class:`torch.nn.LSTM`, with its arguments, and two options more.
+    """A multi-layer LSTM: :class:`torch.nn.LSTM`, with its arguments, and three options more.
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype:
             as in :class:`torch.nn.LSTM`
         activation: "tanh", "softsign", "relu" or "hardtanh", for the candidate g and the output, h = o * act(c)
+        layer_norm: normalise both products over all gates of a row, and c on its way to the output (Ba et al. 2016):
+            gates = LN(W_ih x) + LN(W_hh h) + biases, with gains ``ln_ih_weight_l{k}`` and ``ln_hh_weight_l{k}`` [4*H],
+            and h = o * act(LN(c)), with ``ln_c_weight_l{k}`` and ``ln_c_bias_l{k}`` [H]; suffix ``_reverse``
         recompute: keep no activations for the backward pass but the outputs; it computes the others again, a piece of
             the sequence at a time (a bidirectional layer's at once)
 
@@ -186,13 +194,17 @@ class LSTM(Layers):
         dtype: torch.dtype | None = None,
         *,
         activation: str = "tanh",
+        layer_norm: bool = False,
         recompute: bool = False,
     ) -> None: ...
     @overload
-    def __init__(self, *args: Any, activation: str = "tanh", **kwargs: Any) -> None: ...
-    def __init__(self, *args: Any, activation: str = "tanh", **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, activation: str = "tanh", layer_norm: bool = False, **kwargs: Any
+    ) -> None: ...
+    def __init__(self, *args: Any, activation: str = "tanh", layer_norm: bool = False, **kwargs: Any) -> None:
         super().__init__("LSTM", *args, **kwargs)
         self.activation = self._cell.check("activation", activation)
+        self._add_layer_norm(layer_norm)
 
     @overload
     def forward(
@@ -206,11 +218,11 @@ class LSTM(Layers):
         return self._forward(input, hx)
 
     def _choice(self) -> Choice:
-        return (self.activation,)
+        return self.activation, self.layer_norm
 
 
 class GRU(Layers):
-    """A multi-layer GRU: :class:`torch.nn.GRU`, with its arguments, and three options more.
+    """A multi-layer GRU: :class:`torch.nn.GRU`, with its arguments, and four options more.
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype:
@@ -218,6 +230,9 @@ class GRU(Layers):
         reset_after: the reset gate acts on the recurrent product, as in torch.nn; False: on h before the product, as
             in Cho et al. 2014, Keras's ``reset_after=False`` and ONNX's ``linear_before_reset=0``
         activation: "tanh", "softsign", "relu" or "hardtanh", for the candidate n
+        layer_norm: normalise both products over all gates of a row (Ba et al. 2016), with gains ``ln_ih_weight_l{k}``
+            and ``ln_hh_weight_l{k}`` [3*H], suffix ``_reverse``; r acts on the n of LN(W_hh h) + b_hh, so it needs
+            reset_after
         recompute: as in :class:`LSTM`
 
     Shape:
@@ -247,17 +262,31 @@ class GRU(Layers):
         *,
         reset_after: bool = True,
         activation: str = "tanh",
+        layer_norm: bool = False,
         recompute: bool = False,
     ) -> None: ...
     @overload
     def __init__(
-        self, *args: Any, reset_after: bool = True, activation: str = "tanh", **kwargs: Any
+        self,
+        *args: Any,
+        reset_after: bool = True,
+        activation: str = "tanh",
+        layer_norm: bool = False,
+        **kwargs: Any,
     ) -> None: ...
-    def __init__(self, *args: Any, reset_after: bool = True, activation: str = "tanh", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        reset_after: bool = True,
+        activation: str = "tanh",
+        layer_norm: bool = False,
+        **kwargs: Any,
+    ) -> None:
         _check_no_projection(kwargs)
         super().__init__("GRU", *args, **kwargs)
         self.reset_after = self._cell.check("reset_after", reset_after)
         self.activation = self._cell.check("activation", activation)
+        self._add_layer_norm(layer_norm)
 
     @overload
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
@@ -267,15 +296,17 @@ class GRU(Layers):
         return self._forward(input, hx)
 
     def _choice(self) -> Choice:
-        return (self.reset_after, self.activation)
+        return self.reset_after, self.activation, self.layer_norm
 
 
 class RNN(Layers):
-    """A multi-layer Elman network: :class:`torch.nn.RNN`, with its arguments, and an option more.
+    """A multi-layer Elman network: :class:`torch.nn.RNN`, with its arguments, and two options more.
 
     Args:
         input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional, device, dtype:
             as in :class:`torch.nn.RNN`
+        layer_norm: normalise both products of a row (Ba et al. 2016), with gains ``ln_ih_weight_l{k}`` and
+            ``ln_hh_weight_l{k}`` [H], suffix ``_reverse``
         recompute: as in :class:`LSTM`
 
     Shape:
@@ -301,11 +332,12 @@ class RNN(Layers):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
+        layer_norm: bool = False,
         recompute: bool = False,
     ) -> None: ...
     @overload
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, layer_norm: bool = False, **kwargs: Any) -> None: ...
+    def __init__(self, *args: Any, layer_norm: bool = False, **kwargs: Any) -> None:
         _check_no_projection(kwargs)
         if len(args) > 3:
             self.nonlinearity = args[3]
@@ -314,6 +346,7 @@ class RNN(Layers):
             self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
         self._cell.check("nonlinearity", self.nonlinearity)
         super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
+        self._add_layer_norm(layer_norm)
 
     @overload
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
@@ -323,4 +356,4 @@ class RNN(Layers):
         return self._forward(input, hx)
 
     def _choice(self) -> Choice:
-        return ("tanh" if self.mode == "RNN_TANH" else "relu",)
+        return "tanh" if self.mode == "RNN_TANH" else "relu", self.layer_norm

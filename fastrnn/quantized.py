@@ -41,7 +41,7 @@ def quantize(module: nn.Module, weights: str = "int8") -> nn.Module:
 
     Raises:
         ValueError: an unknown format; a module without such layers; weights that are not finite, or that a
-            parametrization or a pruning makes anew in each call
+            parametrization or a pruning makes anew in each call; layer_norm
         TypeError: weights that are not float32
     """
     if weights not in MATRIX_DTYPES:
@@ -112,6 +112,8 @@ class _Quantized(Layers):
     _plain: ClassVar[type[Layers]]
 
     def __init__(self, module: nn.RNNBase, weights: str) -> None:
+        if getattr(module, "layer_norm", False):
+            raise ValueError("quantize does not take layers with layer_norm=True")
         self._plain.__init__(self, **_arguments(module), device="meta")
         self.dropout = module.dropout  # which the constructor may warn of
         self.weight_format = weights

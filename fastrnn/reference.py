@@ -18,8 +18,18 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "hardtanh": F.hardtanh,
 }
 
-# w_ih, w_hh, b_ih, b_hh, w_hr
-_Direction = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+# w_ih, w_hh, b_ih, b_hh, w_hr, and the operands
+_Direction = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Sequence[Tensor]]
+
+
+def product(x: Tensor, w: Tensor, b: Tensor | None, gain: Tensor | None) -> Tensor:
+    """W x + b; with a gain LN(W x) * gain + b, over all rows of W (Ba et al. 2016, https://arxiv.org/abs/1607.06450).
+
+    x [B, K], w [G*H, K], b and gain [G*H] -> [B, G*H]
+    """
+    if gain is None:
+        return F.linear(x, w, b)
+    return F.layer_norm(F.linear(x, w), gain.shape, gain, b)
 
 
 def lstm_step(
@@ -32,15 +42,20 @@ def lstm_step(
     b_hh: Tensor | None = None,
     w_hr: Tensor | None = None,
     activation: str = "tanh",
+    norm: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor]:
     """One step of :class:`torch.nn.LSTM`; ``w_hr`` projects h (Sak et al. 2014, https://arxiv.org/abs/1402.1128).
+
+    norm is empty or, for layer normalisation of both products and of c' on its way to the output, their gains [4*H]
+    and the gain and the bias [H] of c'.
 
     x [B, I], h [B, R], c [B, H], w_ih [4*H, I], w_hh [4*H, R], b_ih and b_hh [4*H], w_hr [P, H] -> (h, c)
     """
     act = ACTIVATIONS[activation]
-    i, f, g, o = (F.linear(x, w_ih, b_ih) + F.linear(h, w_hh, b_hh)).chunk(4, -1)
+    gain_ih, gain_hh, gain_c, bias_c = norm or (None,) * 4
+    i, f, g, o = (product(x, w_ih, b_ih, gain_ih) + product(h, w_hh, b_hh, gain_hh)).chunk(4, -1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * act(g)
-    h = torch.sigmoid(o) * act(c)
+    h = torch.sigmoid(o) * act(c if gain_c is None else F.layer_norm(c, gain_c.shape, gain_c, bias_c))
     return h if w_hr is None else F.linear(h, w_hr), c
 
 
@@ -53,16 +68,20 @@ def gru_step(
     b_hh: Tensor | None = None,
     reset_after: bool = True,
     activation: str = "tanh",
+    norm: Sequence[Tensor] = (),
 ) -> Tensor:
     """One step of :class:`torch.nn.GRU`, whose candidate is n = act(W x + b + r * (U h + d)); without reset_after of
     the original, n = act(W x + b + U (r * h) + d) (Cho et al. 2014, https://arxiv.org/abs/1406.1078).
 
+    norm is empty or, for layer normalisation with reset_after, the gains [3*H] of both products.
+
     x [B, I], h [B, H], w_ih [3*H, I], w_hh [3*H, H], b_ih and b_hh [3*H] -> h
     """
     act = ACTIVATIONS[activation]
-    x_r, x_z, x_n = F.linear(x, w_ih, b_ih).chunk(3, -1)
+    gain_ih, gain_hh = norm or (None, None)
+    x_r, x_z, x_n = product(x, w_ih, b_ih, gain_ih).chunk(3, -1)
     if reset_after:
-        h_r, h_z, h_n = F.linear(h, w_hh, b_hh).chunk(3, -1)
+        h_r, h_z, h_n = product(h, w_hh, b_hh, gain_hh).chunk(3, -1)
         n = act(x_n + torch.sigmoid(x_r + h_r) * h_n)
     else:
         size = h.shape[-1]
@@ -82,12 +101,16 @@ def rnn_step(
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
     nonlinearity: str = "tanh",
+    norm: Sequence[Tensor] = (),
 ) -> Tensor:
     """One step of :class:`torch.nn.RNN`: h = act(W x + b + U h + d).
 
+    norm is empty or, for layer normalisation, the gains [H] of both products.
+
     x [B, I], h [B, H], w_ih [H, I], w_hh [H, H], b_ih and b_hh [H] -> h
     """
-    return ACTIVATIONS[nonlinearity](F.linear(x, w_ih, b_ih) + F.linear(h, w_hh, b_hh))
+    gain_ih, gain_hh = norm or (None, None)
+    return ACTIVATIONS[nonlinearity](product(x, w_ih, b_ih, gain_ih) + product(h, w_hh, b_hh, gain_hh))
 
 
 def lstm_layer(
@@ -101,15 +124,16 @@ def lstm_layer(
     batch_first: bool,
     bidirectional: bool,
     activation: str,
+    layer_norm: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x [T, B, I], [B, T, I] if batch_first, or [N, I] if packed; h0 [D, B, R], c0 [D, B, H] or None for zeros
     -> (y like x with D*R features, h_n [D, B, R], c_n [D, B, H])."""
 
     def step(x: Tensor, h: Tensor, c: Tensor, w: _Direction) -> tuple[Tensor, ...]:
-        w_ih, w_hh, b_ih, b_hh, w_hr = w
-        return lstm_step(x, h, c, w_ih, w_hh, b_ih, b_hh, w_hr, activation)
+        w_ih, w_hh, b_ih, b_hh, w_hr, norm = w
+        return lstm_step(x, h, c, w_ih, w_hh, b_ih, b_hh, w_hr, activation, norm)
 
-    directions = _directions(weights, has_biases, bidirectional)
+    directions = _directions(weights, operands, has_biases, bidirectional)
     sizes = weights[1].shape[1], weights[1].shape[0] // 4
     y, h_n, c_n = _layer(step, x, (h0, c0), sizes, directions, batch_sizes, batch_first)
     return y, h_n, c_n
@@ -126,15 +150,16 @@ def gru_layer(
     bidirectional: bool,
     reset_after: bool,
     activation: str,
+    layer_norm: bool,
 ) -> tuple[Tensor, Tensor]:
     """x [T, B, I], [B, T, I] if batch_first, or [N, I] if packed; h0 [D, B, H] or None for zeros
     -> (y like x with D*H features, h_n [D, B, H])."""
 
     def step(x: Tensor, h: Tensor, w: _Direction) -> tuple[Tensor, ...]:
-        w_ih, w_hh, b_ih, b_hh, _ = w
-        return (gru_step(x, h, w_ih, w_hh, b_ih, b_hh, reset_after, activation),)
+        w_ih, w_hh, b_ih, b_hh, _, norm = w
+        return (gru_step(x, h, w_ih, w_hh, b_ih, b_hh, reset_after, activation, norm),)
 
-    directions = _directions(weights, has_biases, bidirectional)
+    directions = _directions(weights, operands, has_biases, bidirectional)
     y, h_n = _layer(step, x, (h0,), (weights[1].shape[1],), directions, batch_sizes, batch_first)
     return y, h_n
 
@@ -149,28 +174,35 @@ def rnn_layer(
     batch_first: bool,
     bidirectional: bool,
     nonlinearity: str,
+    layer_norm: bool,
 ) -> tuple[Tensor, Tensor]:
     """x [T, B, I], [B, T, I] if batch_first, or [N, I] if packed; h0 [D, B, H] or None for zeros
     -> (y like x with D*H features, h_n [D, B, H])."""
 
     def step(x: Tensor, h: Tensor, w: _Direction) -> tuple[Tensor, ...]:
-        w_ih, w_hh, b_ih, b_hh, _ = w
-        return (rnn_step(x, h, w_ih, w_hh, b_ih, b_hh, nonlinearity),)
+        w_ih, w_hh, b_ih, b_hh, _, norm = w
+        return (rnn_step(x, h, w_ih, w_hh, b_ih, b_hh, nonlinearity, norm),)
 
-    directions = _directions(weights, has_biases, bidirectional)
+    directions = _directions(weights, operands, has_biases, bidirectional)
     y, h_n = _layer(step, x, (h0,), (weights[1].shape[1],), directions, batch_sizes, batch_first)
     return y, h_n
 
 
-def _directions(weights: Sequence[Tensor], has_biases: bool, bidirectional: bool) -> list[_Direction]:
-    """(w_ih, w_hh, b_ih, b_hh, w_hr) of each direction, with None for what is absent."""
-    count = len(weights) // (2 if bidirectional else 1)
+def _directions(
+    weights: Sequence[Tensor], operands: Sequence[Tensor], has_biases: bool, bidirectional: bool
+) -> list[_Direction]:
+    """(w_ih, w_hh, b_ih, b_hh, w_hr, operands) of each direction, with None for what is absent."""
+    count = 2 if bidirectional else 1
     found = []
-    for start in range(0, len(weights), count):
-        w_ih, w_hh, *rest = weights[start : start + count]
+    for index in range(count):
+        part, own = (
+            tensors[len(tensors) * index // count : len(tensors) * (index + 1) // count]
+            for tensors in (weights, operands)
+        )
+        w_ih, w_hh, *rest = part
         b_ih, b_hh = (rest[0], rest[1]) if has_biases else (None, None)
         w_hr = rest[-1] if len(rest) % 2 else None
-        found.append((w_ih, w_hh, b_ih, b_hh, w_hr))
+        found.append((w_ih, w_hh, b_ih, b_hh, w_hr, own))
     return found
 
 

@@ -106,6 +106,10 @@ class Stream:
         if not isinstance(module, nn.RNNBase):
             found = type(module).__name__
             raise TypeError(f"Stream takes an LSTM, GRU or RNN of fastrnn or torch.nn, not {found}")
+        if getattr(module, "layer_norm", False):
+            raise ValueError(
+                "Stream does not take a layer with layer_norm=True: call it with one time step and its states"
+            )
         if module.bidirectional:
             raise ValueError(
                 "Stream: a bidirectional module reads a sequence from its end too, so it cannot run step by step"

@@ -40,6 +40,7 @@ class Case:
     state: bool = True
     reset_after: bool = True
     activation: str = "tanh"
+    layer_norm: bool = False
 
     def __str__(self) -> str:
         parts = [self.cell, f"B{self.batch}", f"T{self.time}", f"I{self.input}", f"H{self.hidden}"]
@@ -47,6 +48,7 @@ class Case:
         parts += ["bi"] * self.bidirectional + ["nobias"] * (not self.bias) + ["bf"] * self.batch_first
         parts += [self.layout] * (self.layout != "padded") + ["nostate"] * (not self.state)
         parts += ["before"] * (not self.reset_after) + [self.activation] * (self.activation != "tanh")
+        parts += ["ln"] * self.layer_norm
         return "-".join([*parts, DTYPE_NAMES[self.dtype]])
 
     @property
@@ -60,6 +62,7 @@ class Case:
             "nonlinearity": self.cell.removeprefix("rnn_"),
             "reset_after": self.reset_after,
             "activation": self.activation,
+            "layer_norm": self.layer_norm,
         }
         return tuple(own[option.name] for option in FAMILIES[self.kind].options)
 
@@ -86,7 +89,15 @@ class Case:
     @property
     def plain(self) -> bool:
         """Whether torch.nn has it."""
-        return self.reset_after and self.activation == "tanh"
+        return self.reset_after and self.activation == "tanh" and not self.layer_norm
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """Parameters of a layer and direction that torch.nn lacks."""
+        if not self.layer_norm:
+            return ()
+        gains = ("ln_ih_weight", "ln_hh_weight")
+        return (*gains, "ln_c_weight", "ln_c_bias") if self.kind == "lstm" else gains
 
     def but(self, **changes: Any) -> Case:
         return replace(self, **changes)
@@ -117,7 +128,14 @@ def fast_module(case: Case) -> nn.RNNBase:
     options: dict[str, Any] = {} if case.activation == "tanh" else {"activation": case.activation}
     if not case.reset_after:
         options["reset_after"] = False
-    return getattr(fastrnn, case.kind.upper())(**module_arguments(case), **options)
+    if case.layer_norm:
+        options["layer_norm"] = True
+    module: nn.RNNBase = getattr(fastrnn, case.kind.upper())(**module_arguments(case), **options)
+    generator = torch.Generator().manual_seed(len(str(case)))
+    for name, parameter in module.named_parameters():
+        if name.startswith(case.operands):  # unlike what they begin as
+            parameter.data.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
+    return module
 
 
 def module_pair(case: Case) -> tuple[nn.RNNBase, nn.RNNBase]:
@@ -254,18 +272,19 @@ def run_forward(module: nn.Module, case: Case, inputs: Inputs) -> Results:
 def reference_forward(case: Case, parameters: dict[str, Tensor]) -> Forward:
     """A stack of fastrnn.reference layers that is called as a torch.nn module is."""
 
-    def layer_weights(layer: int) -> list[Tensor]:
-        kinds = ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * case.bias
-        kinds += ["weight_hr"] * bool(case.projection)
+    weights = ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * case.bias
+    weights += ["weight_hr"] * bool(case.projection)
+
+    def of_layer(kinds: Sequence[str], layer: int) -> list[Tensor]:
         suffixes = ["", "_reverse"][: case.directions]
         return [parameters[f"{kind}_l{layer}{suffix}"] for suffix in suffixes for kind in kinds]
 
     def one_layer(x: Tensor, h0: Any, c0: Any, layer: int, sizes: Any, first: bool) -> Any:
         family = FAMILIES[case.kind]
         flags = (case.bias, first, case.bidirectional)
-        return family.reference(
-            x, *(h0, c0)[: family.states], layer_weights(layer), sizes, (), *flags, *case.choice
-        )
+        states = (h0, c0)[: family.states]
+        given = of_layer(weights, layer), sizes, of_layer(case.operands, layer)
+        return family.reference(x, *states, *given, *flags, *case.choice)
 
     def forward(x: Any, state: Any) -> Any:
         packed, unbatched = isinstance(x, PackedSequence), case.layout == "unbatched"

@@ -13,7 +13,6 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
 import fastrnn._ops
-from fastrnn import _spec
 from fastrnn.quantized import pack_int8, packed_shape, unpack_int8
 
 LAYERS = {
@@ -310,7 +309,7 @@ def test_a_bfloat16_layer_computes_in_float32(cell):
 @formats
 def test_op(weights):
     quantized = fastrnn.quantize(make("lstm-proj", 5, 19), weights)
-    spec = _spec.LSTM.spec(("tanh",), True)
+    spec = fastrnn.LSTM(1, 1)._layer_spec()
     arguments = (torch.randn(4, 3, 5), [], quantized._weights(), None, [], spec, False)
     tests = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.fastrnn.layer_forward.default, arguments, test_utils=tests)

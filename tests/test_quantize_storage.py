@@ -119,7 +119,7 @@ def test_the_op_refuses_matrices_of_fewer_bits_with_another_x(weights, dtype):
     rest = [w if w.dtype == FORMATS[weights] else w.to(dtype) for w in quantized._weights()]
     if weights == "bfloat16" and dtype == torch.bfloat16:
         rest[2:] = [w.float() for w in rest[2:]]  # else it is a layer of bfloat16
-    spec, x = fastrnn._spec.RNN.spec(("tanh",), True), torch.zeros(3, 2, 7, dtype=dtype)
+    spec, x = fastrnn.RNN(1, 1)._layer_spec(), torch.zeros(3, 2, 7, dtype=dtype)
     for training in (False, True):
         with pytest.raises(RuntimeError, match=r"^fastrnn: "):
             fastrnn._ops.forward(spec, x, (), rest, None, (), training)

@@ -84,7 +84,7 @@ def test_results_and_gradients(cell, form, used):
 
 def test_chunks_cover_the_sequence():
     x = torch.randn(TIME, BATCH, 5)
-    spec = _spec.LSTM.spec(("tanh",), True)
+    spec = fastrnn.LSTM(1, 1)._layer_spec()
     chunks = chunks_of(Call(spec, x, (), ()))
     assert len(chunks) == 4
     assert torch.equal(torch.cat([chunk.of(x) for chunk in chunks]), x)

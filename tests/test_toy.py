@@ -115,7 +115,7 @@ def test_outputs_and_gradients_are_the_references(mask: str, options: dict[str, 
     family, choice = _spec.family_of(call.spec)
     flags = (bool(call.spec & bit) for bit in (_spec.HAS_BIASES, _spec.BATCH_FIRST, _spec.BIDIRECTIONAL))
     expected = family.reference(
-        call.x, *call.states, call.weights, call.batch_sizes, *call.operands, *flags, *choice
+        call.x, *call.states, call.weights, call.batch_sizes, call.operands, *flags, *choice
     )
     found = layer(*call)
     seeds = [torch.randn_like(y) for y in expected]
