@@ -63,7 +63,8 @@ class _Cell(Base, nn.RNNCellBase):
         if states is None or weights[0].dtype != x.dtype or not are_strided(states):
             return None
         try:
-            final = layer(self._layer_spec(weights) | QUIET, x, states, weights, None, self._operands())
+            operands = self._operands() if self._operand_names else ()
+            final = layer(self._layer_spec(weights) | QUIET, x, states, weights, None, operands)
         except Refused:
             return None
         except RuntimeError:

@@ -91,7 +91,8 @@ class Layers(Base, nn.RNNBase):
         if states is None or self.recompute or weights[0].dtype != x.dtype or not are_strided(states):
             return None
         try:
-            found = layer(self._layer_spec() | QUIET, x, states, weights, None, self._operands())
+            operands = self._operands() if self._operand_names else ()
+            found = layer(self._layer_spec() | QUIET, x, states, weights, None, operands)
         except Refused:
             return None
         except RuntimeError:
