@@ -287,11 +287,15 @@ FASTRNN_NOINLINE void backward_rows(const BackwardTile<T>& tile) {
     }
 }
 
-// Sums over rows of `Count` values, which add(row, values) gives, in the order that sum_rows has.
+// Sums over rows of `Count` values, which values(row, terms) gives, in chains as sum_rows has them; those whose place
+// is null are not wanted.
 template <int Count, class T, class Values>
 FASTRNN_INLINE void sum_values_of_rows(int64_t rows, bool anew, int64_t lanes, T* const* out, const Values& values) {
     using V = Vec<T>;
     constexpr int64_t kShortChain = 16;
+    bool wanted = false;
+    for (int i = 0; i < Count; ++i) wanted |= out[i] != nullptr;
+    if (!wanted) return;
     V totals[Count];
     for (int i = 0; i < Count; ++i) totals[i] = anew || !out[i] ? V{T(0)} : load_partial(out[i], lanes);
     for (int64_t first = 0; first < rows; first += kShortChain) {
