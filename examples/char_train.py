@@ -7,6 +7,7 @@ with the state that the step before ended with, and sends no gradient further ba
 from __future__ import annotations
 
 import argparse
+import gc
 import math
 import os
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # imported while a group exists, its default arguments would keep that alive
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
@@ -49,6 +51,7 @@ def processes() -> Iterator[tuple[int, int]]:
         yield dist.get_rank(), dist.get_world_size()
         dist.barrier()  # one that leaves early may find the other still sending, and abort
     finally:
+        gc.collect()  # of models that hold the group: its threads end with it, and one that outlives Python aborts
         dist.destroy_process_group()
 
 
