@@ -244,7 +244,8 @@ class _RecomputedLayer(Function):
 
     @staticmethod
     def backward(ctx: Any, *d_outputs: Tensor | None) -> tuple[Any, ...]:
-        kept, tensors = ctx.saved_tensors[: ctx.kept], ctx.saved_tensors[ctx.kept :]
+        saved = ctx.saved_tensors  # read once, which is all that a checkpoint allows
+        kept, tensors = saved[: ctx.kept], saved[ctx.kept :]
         call, wanted = _unflatten(ctx.spec, ctx.states, *tensors), ctx.needs_input_grad[3:]
         if any(map(is_batch_of_gradients, d_outputs)):
             return None, None, None, *_batched_gradients(call, d_outputs)
@@ -275,7 +276,8 @@ class _LayerBackward(_MappedOneByOne):
     @staticmethod
     def backward(ctx: Any, *d_gradients: Tensor | None) -> tuple[Any, ...]:
         outputs = _spec.outputs_of(ctx.spec)
-        tensors, d_outputs = ctx.saved_tensors[:-outputs], ctx.saved_tensors[-outputs:]
+        saved = ctx.saved_tensors
+        tensors, d_outputs = saved[:-outputs], saved[-outputs:]
         call = _unflatten(ctx.spec, ctx.states, *tensors)
         inputs = _inputs(call)
         before, between = (None,) * 4, (None,) * 3  # in the places of what has no gradient

@@ -54,7 +54,10 @@ class Base(nn.Module):
     """What layers and cells share: the options that torch.nn lacks, and the way to torch.nn's forward."""
 
     _cell: ClassVar[CellSpec]
-    _options: ClassVar[dict[str, Any]]  # the cell's extras
+    _own_options: ClassVar[
+        dict[str, Any]
+    ] = {}  # that torch.nn lacks, whatever the cell, with what is torch.nn's
+    _options: ClassVar[dict[str, Any]]  # those and the cell's extras
     _torch_forward: ClassVar[Callable[..., Any]]
     hidden_size: int
     bias: bool
@@ -66,7 +69,7 @@ class Base(nn.Module):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if hasattr(cls, "_cell"):
-            cls._options = cls._cell.extras
+            cls._options = cls._cell.extras | cls._own_options
 
     def _choice(self) -> Choice:
         """The values of the cell's options, in their order."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastrnn import _cuda, _ops
 from fastrnn._autograd import layer, reference_layer
+from fastrnn._masks import drop_weights
 from fastrnn._spec import BATCH_FIRST, BIDIRECTIONAL, GRU, HAS_BIASES, LSTM, RNN, cell_of, family_of
 
 __all__ = ["gru", "lstm", "rnn"]
@@ -43,6 +44,7 @@ def lstm(
     layer_norm: bool = False,
     operands: Sequence[Tensor] = (),
     recompute: bool = False,
+    weight_dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A stack of LSTM layers.
 
@@ -57,13 +59,13 @@ def lstm(
         layer_norm: as in :class:`fastrnn.LSTM`
         operands: with layer_norm, for each layer and direction its gains ln_ih and ln_hh [4*H], ln_c_weight and
             ln_c_bias [H]
-        recompute: as in :class:`fastrnn.LSTM`
+        recompute, weight_dropout: as in :class:`fastrnn.LSTM`; weight_dropout acts in training alone
 
     Returns:
         y with x's layout and D*R features, and h_n and c_n like hx
     """
     spec = LSTM.spec((activation, layer_norm), has_biases, batch_first, bidirectional)
-    stack = Stack(spec, num_layers, dropout, training, recompute)
+    stack = Stack(spec, num_layers, training, dropout, weight_dropout, recompute)
     y, h_n, c_n = run_stack(stack, x, hx, weights, batch_sizes, operands)
     return y, h_n, c_n
 
@@ -85,6 +87,7 @@ def gru(
     layer_norm: bool = False,
     operands: Sequence[Tensor] = (),
     recompute: bool = False,
+    weight_dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """A stack of GRU layers.
 
@@ -102,7 +105,7 @@ def gru(
         y with x's layout and D*H features, h_n like hx
     """
     spec = GRU.spec((reset_after, activation, layer_norm), has_biases, batch_first, bidirectional)
-    stack = Stack(spec, num_layers, dropout, training, recompute)
+    stack = Stack(spec, num_layers, training, dropout, weight_dropout, recompute)
     y, h_n = run_stack(stack, x, None if hx is None else (hx,), weights, batch_sizes, operands)
     return y, h_n
 
@@ -123,6 +126,7 @@ def rnn(
     layer_norm: bool = False,
     operands: Sequence[Tensor] = (),
     recompute: bool = False,
+    weight_dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """A stack of Elman layers.
 
@@ -138,7 +142,7 @@ def rnn(
         y with x's layout and D*H features, h_n like hx
     """
     spec = RNN.spec((nonlinearity, layer_norm), has_biases, batch_first, bidirectional)
-    stack = Stack(spec, num_layers, dropout, training, recompute)
+    stack = Stack(spec, num_layers, training, dropout, weight_dropout, recompute)
     y, h_n = run_stack(stack, x, None if hx is None else (hx,), weights, batch_sizes, operands)
     return y, h_n
 
@@ -148,8 +152,9 @@ class Stack(NamedTuple):
 
     spec: int  # of its layers, see fastrnn/_spec.py
     num_layers: int
-    dropout: float
     training: bool
+    dropout: float  # of the outputs of every layer but the last
+    weight_dropout: float = 0.0
     recompute: bool = False
 
     @property
@@ -175,6 +180,8 @@ def run_stack(
         batch = None if states is None else [s.unsqueeze(1) for s in states]
         y, *final = run_stack(stack, x.unsqueeze(dim), batch, weights, None, operands)
         return y.squeeze(dim), *(s.squeeze(1) for s in final)
+    if stack.training and stack.weight_dropout:
+        weights = drop_weights(weights, stack.num_layers * stack.directions, stack.weight_dropout)
     family, choice = family_of(stack.spec)
     has_torch = family.is_torchs(choice)
     if not _ops.has_kernels(x) or (operands and x.is_cuda):
@@ -199,7 +206,7 @@ def run_layers(
     batch_sizes: Tensor | None,
     operands: Sequence[Tensor] = (),
 ) -> tuple[Tensor, ...]:
-    spec, num_layers, dropout, training, recompute = stack
+    spec, num_layers, training, dropout, _, recompute = stack
     if recompute:
         run_layer = partial(run_layer, recompute=True)
     initial: Sequence[Tensor] = ()
@@ -237,7 +244,7 @@ def run_layers(
 def _run_torch(
     stack: Stack, x: Tensor, states: _States, weights: Sequence[Tensor], batch_sizes: Tensor | None
 ) -> tuple[Tensor, ...]:
-    spec, num_layers, dropout, training, _ = stack
+    spec, num_layers, training, dropout, *_ = stack
     family, choice = family_of(spec)
     function = getattr(torch, f"rnn_{choice[0]}" if family is RNN else family.name)
     if states is None:

@@ -5,7 +5,7 @@ comes out is torch.nn's error, or torch.nn's result where it takes more than the
 """
 
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from fastrnn import _spec
 from fastrnn._autograd import Refused, layer
 from fastrnn._base import Base, are_strided, is_alike, is_state, is_uniform, pair_states
 from fastrnn._compat import is_any_autocast_enabled, weight_names
+from fastrnn._masks import check_probability
 from fastrnn._spec import QUIET, Choice
 from fastrnn.functional import Stack, run_stack
 
@@ -38,9 +39,15 @@ class Layers(Base, nn.RNNBase):
     """LSTM, GRU and RNN. They are no torch.nn.LSTM, GRU or RNN, because torch.compile refuses those."""
 
     recompute: bool = False
+    weight_dropout: float
 
-    def __init__(self, *args: Any, recompute: bool = False, **kwargs: Any) -> None:
+    _own_options: ClassVar[dict[str, Any]] = {"weight_dropout": 0.0}
+
+    def __init__(
+        self, *args: Any, recompute: bool = False, weight_dropout: float = 0.0, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self.weight_dropout = check_probability("weight_dropout", weight_dropout)
         if recompute:
             self.recompute = True
 
@@ -89,6 +96,8 @@ class Layers(Base, nn.RNNBase):
         """What the op, whose own checks take no time, makes of the arguments; None where it refuses them."""
         states, weights = self._states(hx), self._weights()
         if states is None or self.recompute or weights[0].dtype != x.dtype or not are_strided(states):
+            return None
+        if self.training and self.weight_dropout:
             return None
         try:
             operands = self._operands() if self._operand_names else ()
@@ -148,11 +157,12 @@ class Layers(Base, nn.RNNBase):
         return run_stack(self._stack(), x, states or None, weights, batch_sizes, self._operands())
 
     def _stack(self) -> Stack:
-        return Stack(self._layer_spec(), self.num_layers, self.dropout, self.training, self.recompute)
+        spec, dropouts = self._layer_spec(), (self.dropout, self.weight_dropout)
+        return Stack(spec, self.num_layers, self.training, *dropouts, self.recompute)
 
 
 class LSTM(Layers):
-    """A multi-layer LSTM: :class:`torch.nn.LSTM`, with its arguments, and three options more.
+    """A multi-layer LSTM: :class:`torch.nn.LSTM`, with its arguments, and four options more.
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype:
@@ -163,6 +173,8 @@ class LSTM(Layers):
             and h = o * act(LN(c)), with ``ln_c_weight_l{k}`` and ``ln_c_bias_l{k}`` [H]; suffix ``_reverse``
         recompute: keep no activations for the backward pass but the outputs; it computes the others again, a piece of
             the sequence at a time (a bidirectional layer's at once)
+        weight_dropout: the probability with which, in training, an element of ``weight_hh`` becomes zero, one mask a
+            call (DropConnect; Merity et al. 2018); the others grow by 1 / (1 - weight_dropout)
 
     Shape:
         - input: [T, B, I], [B, T, I] if batch_first, [T, I], or a PackedSequence
@@ -197,6 +209,7 @@ class LSTM(Layers):
         activation: str = "tanh",
         layer_norm: bool = False,
         recompute: bool = False,
+        weight_dropout: float = 0.0,
     ) -> None: ...
     @overload
     def __init__(
@@ -223,7 +236,7 @@ class LSTM(Layers):
 
 
 class GRU(Layers):
-    """A multi-layer GRU: :class:`torch.nn.GRU`, with its arguments, and four options more.
+    """A multi-layer GRU: :class:`torch.nn.GRU`, with its arguments, and five options more.
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype:
@@ -234,7 +247,7 @@ class GRU(Layers):
         layer_norm: normalise both products over all gates of a row (Ba et al. 2016), with gains ``ln_ih_weight_l{k}``
             and ``ln_hh_weight_l{k}`` [3*H], suffix ``_reverse``; r acts on the n of LN(W_hh h) + b_hh, so it needs
             reset_after
-        recompute: as in :class:`LSTM`
+        recompute, weight_dropout: as in :class:`LSTM`
 
     Shape:
         - input: [T, B, I], [B, T, I] if batch_first, [T, I], or a PackedSequence
@@ -265,6 +278,7 @@ class GRU(Layers):
         activation: str = "tanh",
         layer_norm: bool = False,
         recompute: bool = False,
+        weight_dropout: float = 0.0,
     ) -> None: ...
     @overload
     def __init__(
@@ -301,14 +315,14 @@ class GRU(Layers):
 
 
 class RNN(Layers):
-    """A multi-layer Elman network: :class:`torch.nn.RNN`, with its arguments, and two options more.
+    """A multi-layer Elman network: :class:`torch.nn.RNN`, with its arguments, and three options more.
 
     Args:
         input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional, device, dtype:
             as in :class:`torch.nn.RNN`
         layer_norm: normalise both products of a row (Ba et al. 2016), with gains ``ln_ih_weight_l{k}`` and
             ``ln_hh_weight_l{k}`` [H], suffix ``_reverse``
-        recompute: as in :class:`LSTM`
+        recompute, weight_dropout: as in :class:`LSTM`
 
     Shape:
         - input: [T, B, I], [B, T, I] if batch_first, [T, I], or a PackedSequence
@@ -335,6 +349,7 @@ class RNN(Layers):
         *,
         layer_norm: bool = False,
         recompute: bool = False,
+        weight_dropout: float = 0.0,
     ) -> None: ...
     @overload
     def __init__(self, *args: Any, layer_norm: bool = False, **kwargs: Any) -> None: ...
