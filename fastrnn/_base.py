@@ -9,6 +9,7 @@ from torch.fx import Proxy
 from torch.fx.proxy import TraceError
 
 from fastrnn import _ops
+from fastrnn._heads import check_heads
 from fastrnn._spec import CellSpec, Choice
 
 _AUTOCAST = frozenset({torch.float32, torch.bfloat16, torch.float16})
@@ -54,14 +55,14 @@ class Base(nn.Module):
     """What layers and cells share: the options that torch.nn lacks, and the way to torch.nn's forward."""
 
     _cell: ClassVar[CellSpec]
-    _own_options: ClassVar[
-        dict[str, Any]
-    ] = {}  # that torch.nn lacks, whatever the cell, with what is torch.nn's
+    # those that torch.nn lacks, whatever the cell, with the values that make a module torch.nn's
+    _own_options: ClassVar[dict[str, Any]] = {"heads": 1}
     _options: ClassVar[dict[str, Any]]  # those and the cell's extras
     _torch_forward: ClassVar[Callable[..., Any]]
     hidden_size: int
     bias: bool
     layer_norm: bool
+    heads: int
     _operand_names: tuple[
         str, ...
     ] = ()  # of the parameters that torch.nn lacks, layer by layer as the ops take them
@@ -79,6 +80,15 @@ class Base(nn.Module):
         """The options that make the module compute what torch.nn's does not."""
         values = {name: getattr(self, name) for name in self._options}
         return {name: value for name, value in values.items() if value != self._options[name]}
+
+    def _add_heads(self, heads: int) -> None:
+        """Narrows the recurrent weights to what each head's units meet."""
+        widths = {self.hidden_size, getattr(self, "proj_size", 0) or self.hidden_size}
+        self.heads = check_heads(heads, *widths)
+        names = [name for name in self._parameters if name.startswith("weight_hh")] if heads > 1 else []
+        for name in names:
+            weight: Tensor = getattr(self, name).detach()
+            setattr(self, name, nn.Parameter(weight[:, : weight.shape[1] // heads].clone()))
 
     def _add_operands(self, suffixes: Sequence[str]) -> None:
         """Parameters for what the cell takes beside its gates, of each layer and direction that a suffix names."""
@@ -149,11 +159,13 @@ class Base(nn.Module):
     def _forward_by_torch(self, input: Any, hx: Any) -> Any:
         result = self._torch_forward(input, hx)
         if self._changed_options():
-            raise RuntimeError(
-                f"{self} takes input, hx and weights of one device and one dtype: "
-                "float32, float64, bfloat16 or float16"
-            )
+            raise self._refusal()
         return result
+
+    def _refusal(self) -> RuntimeError:
+        return RuntimeError(
+            f"{self} takes input, hx and weights of one device and one dtype: float32, float64, bfloat16 or float16"
+        )
 
 
 def pair_states(self: Base, hx: Any) -> Sequence[Tensor] | None:

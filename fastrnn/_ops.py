@@ -9,13 +9,13 @@ An op runs one layer, both directions in one call:
 x is [T, B, I], [B, T, I] if batch_first, or [N, I] if batch_sizes [T] is given, with any strides; or [B, I] if the spec
 says single step, and then the states and their gradients lack their first dimension, and y, which is h, is not returned
 by itself. states are h0 [D, B, R] and, for an LSTM, c0 [D, B, H], or none at all for zeros; packed input needs them.
-weights are torch's flat list of the layer. Without training the matrices may be bfloat16, or int8 as
-:mod:`fastrnn.quantized` packs them, with the scales of w_ih and w_hh behind the other weights of the direction; x and
-the rest are then float32. operands are what a cell takes beside its gates, for each direction, each [H], [B, H] or
-[T, B, H]. spec is made by :mod:`fastrnn._spec`; a quiet layer_forward returns [] instead of an error for arguments
-that do not fit. y has x's layout and D*R features. Without training there is no reserve [D, N, S, padded_units(H)],
-which is what backward needs to know. d_outputs are the gradients of the outputs but of reserve, None for zeros. needs
-says which gradients to compute; those that are not needed come back with shape [0].
+weights are torch's flat list of the layer; with several heads w_hh is [G*H, R / heads]. Without training the matrices
+may be bfloat16, or int8 as :mod:`fastrnn.quantized` packs them, with the scales of w_ih and w_hh behind the other
+weights of the direction; x and the rest are then float32. operands are what a cell takes beside its gates, for each
+direction, each [H], [B, H] or [T, B, H]. spec is made by :mod:`fastrnn._spec`; a quiet layer_forward returns [] instead
+of an error for arguments that do not fit. y has x's layout and D*R features. Without training there is no reserve
+[D, N, S, padded_units(H)], which is what backward needs to know. d_outputs are the gradients of the outputs but of
+reserve, None for zeros. needs says which gradients to compute; those that are not needed come back with shape [0].
 """
 
 import os
@@ -203,7 +203,8 @@ def _sizes(call: Call) -> tuple[int, int, int]:
         hidden = weights[-1].shape[0] // gates
         return batch, weights[4].shape[0] if weights[4].dim() == 2 else hidden, hidden
     hidden = weights[0].shape[0] // gates
-    return batch, weights[1].shape[1] if _spec.cell_of(spec).recurrent else hidden, hidden
+    recurrent = weights[1].shape[1] * _spec.heads_of(spec) if _spec.cell_of(spec).recurrent else hidden
+    return batch, recurrent, hidden
 
 
 def _is_real(x: Tensor) -> bool:

@@ -69,7 +69,7 @@ def forward_in_chunks(call: Call) -> tuple[tuple[Tensor, ...], list[Tensor]]:
     if len(chunks) == 1:
         return tuple(_ops.forward(*call, False)), []
     x, wide = call.x, _widened(call)
-    y = x.new_empty((*x.shape[:-1], call.weights[1].shape[1]))
+    y = x.new_empty((*x.shape[:-1], call.weights[1].shape[1] * _spec.heads_of(call.spec)))
     finals: list[Tensor] = []
     kept: list[Tensor] = []
     states = wide.states

@@ -40,6 +40,8 @@ ACTIVATIONS: tuple[str, ...] = tuple(FACTS["activations"])
 _CELL_FIRST, _CELL_COUNT = map(int, FACTS["spec"]["cell"])
 _ACTIVATION_FIRST, _ACTIVATION_COUNT = map(int, FACTS["spec"]["activation"])
 _CELL_MASK, _ACTIVATION_MASK = (1 << _CELL_COUNT) - 1, (1 << _ACTIVATION_COUNT) - 1
+_HEADS_FIRST, _HEADS_COUNT = map(int, FACTS["spec"]["heads"])
+MOST_HEADS = 1 << _HEADS_COUNT
 _KIND_MASK = _CELL_MASK << _CELL_FIRST | _ACTIVATION_MASK << _ACTIVATION_FIRST
 HAS_BIASES, BATCH_FIRST, BIDIRECTIONAL, SINGLE_STEP, QUIET = (
     1 << int(FACTS["spec"][name][0])
@@ -95,6 +97,7 @@ class CellSpec:
         has_biases: bool,
         batch_first: bool = False,
         bidirectional: bool = False,
+        heads: int = 1,
     ) -> int:
         """The spec of a layer with these values of the options.
 
@@ -114,7 +117,7 @@ class CellSpec:
             bits |= BATCH_FIRST
         if bidirectional:
             bits |= BIDIRECTIONAL
-        return bits
+        return bits if heads == 1 else with_heads(bits, heads)
 
     def check(self, name: str, value: Any) -> Any:
         """value, if the option of that name has it; a ValueError otherwise."""
@@ -135,6 +138,14 @@ def cell_of(spec: int) -> Cell:
 def outputs_of(spec: int) -> int:
     """y and the final states; of a single step the states alone."""
     return cell_of(spec).states + (0 if spec & SINGLE_STEP else 1)
+
+
+def heads_of(spec: int) -> int:
+    return (spec >> _HEADS_FIRST & MOST_HEADS - 1) + 1
+
+
+def with_heads(spec: int, heads: int) -> int:
+    return spec & ~(MOST_HEADS - 1 << _HEADS_FIRST) | heads - 1 << _HEADS_FIRST
 
 
 def enumerators_of(spec: int) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from fastrnn import _ops, _spec
 from fastrnn._autograd import Refused, layer, reference_layer
 from fastrnn._base import Base, are_strided, is_alike, is_state, is_uniform, pair_states
 from fastrnn._compat import is_any_autocast_enabled
+from fastrnn._heads import have_kernels, joined
 from fastrnn._spec import QUIET, SINGLE_STEP, Choice
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
@@ -19,6 +20,10 @@ _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 class _Cell(Base, nn.RNNCellBase):
     """One step of one layer."""
+
+    def __init__(self, *args: Any, heads: int = 1, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._add_heads(heads)
 
     def _add_layer_norm(self, layer_norm: bool) -> None:
         self.layer_norm = self._cell.check("layer_norm", layer_norm)
@@ -41,6 +46,9 @@ class _Cell(Base, nn.RNNCellBase):
         states, weights = self._states(hx), self._weights()
         if states is None or not self._takes(input, states, weights):
             return self._forward_by_torch(input, hx)
+        spec = self._layer_spec(weights)
+        if not have_kernels(spec, input, weights):
+            spec, weights = joined(spec, weights, 1)
         run: Callable[..., Sequence[Tensor]]
         operands = self._operands()
         if _ops.has_kernels(input) and not _ops.autocasts(input) and not (operands and input.is_cuda):
@@ -52,7 +60,7 @@ class _Cell(Base, nn.RNNCellBase):
         unbatched = input.dim() == 1
         if unbatched:
             input, states = input[None], [s[None] for s in states]
-        final = run(self._layer_spec(weights), input, states, weights, None, operands)
+        final = run(spec, input, states, weights, None, operands)
         if unbatched:
             final = [s[0] for s in final]
         return tuple(final) if len(final) > 1 else final[0]
@@ -74,7 +82,7 @@ class _Cell(Base, nn.RNNCellBase):
         return tuple(final) if len(final) > 1 else final[0]
 
     def _layer_spec(self, weights: list[Tensor]) -> int:
-        return self._cell.spec(self._choice(), len(weights) > 2) | SINGLE_STEP
+        return self._cell.spec(self._choice(), len(weights) > 2, heads=self.heads) | SINGLE_STEP
 
     def _weights(self) -> list[Tensor]:
         """[w_ih, w_hh] and the biases that there are, read anew for every call."""
@@ -98,12 +106,13 @@ class _Cell(Base, nn.RNNCellBase):
 
 
 class LSTMCell(_Cell, nn.LSTMCell):
-    """One step of an LSTM: :class:`torch.nn.LSTMCell`, with its arguments, and the options of :class:`fastrnn.LSTM`.
+    """One step of an LSTM: :class:`torch.nn.LSTMCell`, with its arguments, and options of :class:`fastrnn.LSTM`.
 
     Args:
         input_size, hidden_size, bias, device, dtype: as in :class:`torch.nn.LSTMCell`
         activation: "tanh", "softsign", "relu" or "hardtanh", for the candidate and the output
         layer_norm: with ``ln_ih_weight`` and ``ln_hh_weight`` [4*H], ``ln_c_weight`` and ``ln_c_bias`` [H]
+        heads: of the recurrent weights, ``weight_hh`` [4*H, H / heads]
 
     Shape:
         - input: [B, I] or [I]
@@ -131,13 +140,14 @@ class LSTMCell(_Cell, nn.LSTMCell):
 
 
 class GRUCell(_Cell, nn.GRUCell):
-    """One step of a GRU: :class:`torch.nn.GRUCell`, with its arguments, and the options of :class:`fastrnn.GRU`.
+    """One step of a GRU: :class:`torch.nn.GRUCell`, with its arguments, and options of :class:`fastrnn.GRU`.
 
     Args:
         input_size, hidden_size, bias, device, dtype: as in :class:`torch.nn.GRUCell`
         reset_after: the reset gate acts on the recurrent product, as in torch.nn; False: on h before the product
         activation: "tanh", "softsign", "relu" or "hardtanh", for the candidate
         layer_norm: with ``ln_ih_weight`` and ``ln_hh_weight`` [3*H]
+        heads: of the recurrent weights, ``weight_hh`` [3*H, H / heads]
 
     Shape:
         - input: [B, I] or [I]
@@ -173,12 +183,13 @@ class GRUCell(_Cell, nn.GRUCell):
 
 
 class RNNCell(_Cell, nn.RNNCell):
-    """One step of an Elman network: :class:`torch.nn.RNNCell`, with its arguments, and the option of
+    """One step of an Elman network: :class:`torch.nn.RNNCell`, with its arguments, and options of
     :class:`fastrnn.RNN`.
 
     Args:
         input_size, hidden_size, bias, nonlinearity, device, dtype: as in :class:`torch.nn.RNNCell`
         layer_norm: with ``ln_ih_weight`` and ``ln_hh_weight`` [H]
+        heads: of the recurrent weights, ``weight_hh`` [H, H / heads]
 
     Shape:
         - input: [B, I] or [I]

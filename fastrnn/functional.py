@@ -15,8 +15,19 @@ from torch import Tensor
 
 from fastrnn import _cuda, _ops
 from fastrnn._autograd import layer, reference_layer
+from fastrnn._heads import check_heads, have_kernels, joined
 from fastrnn._masks import drop_weights
-from fastrnn._spec import BATCH_FIRST, BIDIRECTIONAL, GRU, HAS_BIASES, LSTM, RNN, cell_of, family_of
+from fastrnn._spec import (
+    BATCH_FIRST,
+    BIDIRECTIONAL,
+    GRU,
+    HAS_BIASES,
+    LSTM,
+    RNN,
+    cell_of,
+    family_of,
+    heads_of,
+)
 
 __all__ = ["gru", "lstm", "rnn"]
 
@@ -44,6 +55,7 @@ def lstm(
     layer_norm: bool = False,
     operands: Sequence[Tensor] = (),
     recompute: bool = False,
+    heads: int = 1,
     weight_dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A stack of LSTM layers.
@@ -59,12 +71,13 @@ def lstm(
         layer_norm: as in :class:`fastrnn.LSTM`
         operands: with layer_norm, for each layer and direction its gains ln_ih and ln_hh [4*H], ln_c_weight and
             ln_c_bias [H]
+        heads: of the recurrent weights; w_hh is then [4*H, R / heads]
         recompute, weight_dropout: as in :class:`fastrnn.LSTM`; weight_dropout acts in training alone
 
     Returns:
         y with x's layout and D*R features, and h_n and c_n like hx
     """
-    spec = LSTM.spec((activation, layer_norm), has_biases, batch_first, bidirectional)
+    spec = LSTM.spec((activation, layer_norm), has_biases, batch_first, bidirectional, check_heads(heads))
     stack = Stack(spec, num_layers, training, dropout, weight_dropout, recompute)
     y, h_n, c_n = run_stack(stack, x, hx, weights, batch_sizes, operands)
     return y, h_n, c_n
@@ -87,6 +100,7 @@ def gru(
     layer_norm: bool = False,
     operands: Sequence[Tensor] = (),
     recompute: bool = False,
+    heads: int = 1,
     weight_dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """A stack of GRU layers.
@@ -104,7 +118,9 @@ def gru(
     Returns:
         y with x's layout and D*H features, h_n like hx
     """
-    spec = GRU.spec((reset_after, activation, layer_norm), has_biases, batch_first, bidirectional)
+    spec = GRU.spec(
+        (reset_after, activation, layer_norm), has_biases, batch_first, bidirectional, check_heads(heads)
+    )
     stack = Stack(spec, num_layers, training, dropout, weight_dropout, recompute)
     y, h_n = run_stack(stack, x, None if hx is None else (hx,), weights, batch_sizes, operands)
     return y, h_n
@@ -126,6 +142,7 @@ def rnn(
     layer_norm: bool = False,
     operands: Sequence[Tensor] = (),
     recompute: bool = False,
+    heads: int = 1,
     weight_dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """A stack of Elman layers.
@@ -141,7 +158,7 @@ def rnn(
     Returns:
         y with x's layout and D*H features, h_n like hx
     """
-    spec = RNN.spec((nonlinearity, layer_norm), has_biases, batch_first, bidirectional)
+    spec = RNN.spec((nonlinearity, layer_norm), has_biases, batch_first, bidirectional, check_heads(heads))
     stack = Stack(spec, num_layers, training, dropout, weight_dropout, recompute)
     y, h_n = run_stack(stack, x, None if hx is None else (hx,), weights, batch_sizes, operands)
     return y, h_n
@@ -182,6 +199,9 @@ def run_stack(
         return y.squeeze(dim), *(s.squeeze(1) for s in final)
     if stack.training and stack.weight_dropout:
         weights = drop_weights(weights, stack.num_layers * stack.directions, stack.weight_dropout)
+    if not have_kernels(stack.spec, x, weights):
+        spec, weights = joined(stack.spec, weights, stack.num_layers)
+        stack = stack._replace(spec=spec)
     family, choice = family_of(stack.spec)
     has_torch = family.is_torchs(choice)
     if not _ops.has_kernels(x) or (operands and x.is_cuda):
@@ -301,6 +321,6 @@ def _zeros(
     else:
         batch = int(batch_sizes[0])
     cell = cell_of(stack.spec)
-    sizes = weights[1].shape[1], weights[1].shape[0] // cell.gates
+    sizes = weights[1].shape[1] * heads_of(stack.spec), weights[1].shape[0] // cell.gates
     rows = stack.num_layers * stack.directions
     return tuple(x.new_zeros(rows, batch, size) for size in sizes[: cell.states])

@@ -11,8 +11,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import _ops
 from fastrnn._compat import hook_names, set_weight_names, weight_names, weight_names_by_direction
+from fastrnn._heads import are_aligned
+from fastrnn._layers import Layers
 from fastrnn._spec import FACTS
-from fastrnn.modules import GRU, LSTM, RNN, Layers
+from fastrnn.modules import GRU, LSTM, RNN
 
 __all__ = ["QuantizedGRU", "QuantizedLSTM", "QuantizedRNN", "quantize"]
 
@@ -41,7 +43,7 @@ def quantize(module: nn.Module, weights: str = "int8") -> nn.Module:
 
     Raises:
         ValueError: an unknown format; a module without such layers; weights that are not finite, or that a
-            parametrization or a pruning makes anew in each call; layer_norm
+            parametrization or a pruning makes anew in each call; layer_norm; heads of no multiple of 16 units
         TypeError: weights that are not float32
     """
     if weights not in MATRIX_DTYPES:
@@ -114,6 +116,11 @@ class _Quantized(Layers):
     def __init__(self, module: nn.RNNBase, weights: str) -> None:
         if getattr(module, "layer_norm", False):
             raise ValueError("quantize does not take layers with layer_norm=True")
+        heads, hidden = getattr(module, "heads", 1), module.hidden_size
+        if not are_aligned(heads, hidden, module.proj_size or hidden):
+            raise ValueError(
+                f"quantize does not take heads that share {hidden} units in parts of no multiple of 16"
+            )
         self._plain.__init__(self, **_arguments(module), device="meta")
         self.dropout = module.dropout  # which the constructor may warn of
         self.weight_format = weights
@@ -173,7 +180,7 @@ class _Quantized(Layers):
         """K of a matrix [G*H, K]."""
         recurrent = self.proj_size or self.hidden_size
         if "_hh_" in name:
-            return recurrent
+            return recurrent // self.heads
         directions = 2 if self.bidirectional else 1
         return self.input_size if name.startswith("weight_ih_l0") else recurrent * directions
 
@@ -253,7 +260,7 @@ def _arguments(module: nn.RNNBase) -> dict[str, Any]:
     names = ["input_size", "hidden_size", "num_layers", "batch_first", "bidirectional"]
     names += ["proj_size"] if module.mode == "LSTM" else []
     names += ["nonlinearity"] if module.mode.startswith("RNN") else []
-    names += [name for name in ("reset_after", "activation") if hasattr(module, name)]
+    names += [name for name in ("reset_after", "activation", "heads") if hasattr(module, name)]
     return {name: getattr(module, name) for name in names}
 
 

@@ -3,6 +3,7 @@
 The ``*_step`` functions carry the formulas. The ``*_layer`` functions run them over a sequence; they take what the
 ``*_forward`` ops take, but ``training``. Letters: T time, B batch, N rows of a packed sequence, I input, H hidden,
 P projection, R = P or H, D directions. Gates lie in torch's order, i f g o and r z n, on the first axis of a weight.
+With several heads a w_hh has R / heads columns.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,6 +33,26 @@ def product(x: Tensor, w: Tensor, b: Tensor | None, gain: Tensor | None) -> Tens
     return F.layer_norm(F.linear(x, w), gain.shape, gain, b)
 
 
+def recurrent_product(h: Tensor, w: Tensor, b: Tensor | None, gain: Tensor | None, gates: int) -> Tensor:
+    """:func:`product` for weights of one head or several: the units of head k meet its part of h alone.
+
+    h [B, R], w [gates*H, R / heads], b and gain [gates*H] -> [B, gates*H]
+    """
+    heads = h.shape[-1] // w.shape[-1]
+    if heads == 1:
+        return product(h, w, b, gain)
+    blocks = w.view(gates, heads, -1, w.shape[-1]).unbind(1)
+    parts = zip(h.chunk(heads, -1), blocks, strict=True)
+    found = [
+        F.linear(part, block.flatten(0, 1)).view(-1, gates, w.shape[0] // (gates * heads))
+        for part, block in parts
+    ]
+    joined = torch.cat(found, -1).flatten(-2)
+    if gain is not None:
+        joined = F.layer_norm(joined, gain.shape, gain)
+    return joined if b is None else joined + b
+
+
 def lstm_step(
     x: Tensor,
     h: Tensor,
@@ -53,7 +74,7 @@ def lstm_step(
     """
     act = ACTIVATIONS[activation]
     gain_ih, gain_hh, gain_c, bias_c = norm or (None,) * 4
-    i, f, g, o = (product(x, w_ih, b_ih, gain_ih) + product(h, w_hh, b_hh, gain_hh)).chunk(4, -1)
+    i, f, g, o = (product(x, w_ih, b_ih, gain_ih) + recurrent_product(h, w_hh, b_hh, gain_hh, 4)).chunk(4, -1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * act(g)
     h = torch.sigmoid(o) * act(c if gain_c is None else F.layer_norm(c, gain_c.shape, gain_c, bias_c))
     return h if w_hr is None else F.linear(h, w_hr), c
@@ -81,14 +102,14 @@ def gru_step(
     gain_ih, gain_hh = norm or (None, None)
     x_r, x_z, x_n = product(x, w_ih, b_ih, gain_ih).chunk(3, -1)
     if reset_after:
-        h_r, h_z, h_n = product(h, w_hh, b_hh, gain_hh).chunk(3, -1)
+        h_r, h_z, h_n = recurrent_product(h, w_hh, b_hh, gain_hh, 3).chunk(3, -1)
         n = act(x_n + torch.sigmoid(x_r + h_r) * h_n)
     else:
         size = h.shape[-1]
         w_rz, w_n = w_hh[: 2 * size], w_hh[2 * size :]
         b_rz, b_n = (None, None) if b_hh is None else (b_hh[: 2 * size], b_hh[2 * size :])
-        h_r, h_z = F.linear(h, w_rz, b_rz).chunk(2, -1)
-        n = act(x_n + F.linear(torch.sigmoid(x_r + h_r) * h, w_n, b_n))
+        h_r, h_z = recurrent_product(h, w_rz, b_rz, None, 2).chunk(2, -1)
+        n = act(x_n + recurrent_product(torch.sigmoid(x_r + h_r) * h, w_n, b_n, None, 1))
     z = torch.sigmoid(x_z + h_z)
     return (1 - z) * n + z * h
 
@@ -110,7 +131,9 @@ def rnn_step(
     x [B, I], h [B, H], w_ih [H, I], w_hh [H, H], b_ih and b_hh [H] -> h
     """
     gain_ih, gain_hh = norm or (None, None)
-    return ACTIVATIONS[nonlinearity](product(x, w_ih, b_ih, gain_ih) + product(h, w_hh, b_hh, gain_hh))
+    return ACTIVATIONS[nonlinearity](
+        product(x, w_ih, b_ih, gain_ih) + recurrent_product(h, w_hh, b_hh, gain_hh, 1)
+    )
 
 
 def lstm_layer(
@@ -134,7 +157,8 @@ def lstm_layer(
         return lstm_step(x, h, c, w_ih, w_hh, b_ih, b_hh, w_hr, activation, norm)
 
     directions = _directions(weights, operands, has_biases, bidirectional)
-    sizes = weights[1].shape[1], weights[1].shape[0] // 4
+    hidden, w_hr = weights[1].shape[0] // 4, directions[0][4]
+    sizes = hidden if w_hr is None else w_hr.shape[0], hidden
     y, h_n, c_n = _layer(step, x, (h0, c0), sizes, directions, batch_sizes, batch_first)
     return y, h_n, c_n
 
@@ -160,7 +184,7 @@ def gru_layer(
         return (gru_step(x, h, w_ih, w_hh, b_ih, b_hh, reset_after, activation, norm),)
 
     directions = _directions(weights, operands, has_biases, bidirectional)
-    y, h_n = _layer(step, x, (h0,), (weights[1].shape[1],), directions, batch_sizes, batch_first)
+    y, h_n = _layer(step, x, (h0,), (weights[1].shape[0] // 3,), directions, batch_sizes, batch_first)
     return y, h_n
 
 
@@ -184,7 +208,7 @@ def rnn_layer(
         return (rnn_step(x, h, w_ih, w_hh, b_ih, b_hh, nonlinearity, norm),)
 
     directions = _directions(weights, operands, has_biases, bidirectional)
-    y, h_n = _layer(step, x, (h0,), (weights[1].shape[1],), directions, batch_sizes, batch_first)
+    y, h_n = _layer(step, x, (h0,), (weights[1].shape[0],), directions, batch_sizes, batch_first)
     return y, h_n
 
 

@@ -10,6 +10,7 @@ from torch.autograd.graph import increment_version
 from torch.utils.dlpack import from_dlpack
 
 from fastrnn._compat import FakeTensor, weight_names
+from fastrnn._heads import are_aligned
 from fastrnn._library import forward_by_address, own_watch
 from fastrnn._spec import FACTS, CellSpec, Choice, enumerators_of, family_of_module
 from fastrnn.quantized import MATRIX_DTYPES, packed_shape
@@ -17,7 +18,7 @@ from fastrnn.quantized import MATRIX_DTYPES, packed_shape
 __all__ = ["Stream"]
 
 _DTYPES = {torch.float32: False, torch.float64: True}
-_STEP_CALL = struct.Struct("8q10P")  # of csrc/torch/step.h
+_STEP_CALL = struct.Struct("9q10P")  # of csrc/torch/step.h
 
 _Weight = tuple[tuple[int, ...], torch.dtype]  # shape and dtype
 
@@ -33,6 +34,7 @@ class _Form(NamedTuple):
     hidden_size: int
     proj_size: int
     num_layers: int
+    heads: int
     names: tuple[str, ...]
 
     @property
@@ -52,7 +54,7 @@ class _Form(NamedTuple):
         stored, gates = self.weight_format, self.cell.gates
         rows = (gates * self.hidden_size,)
         matrix = dtype if stored is None else MATRIX_DTYPES[stored]
-        lengths = (self.input_of(index), self.recurrent)
+        lengths = (self.input_of(index), self.recurrent // self.heads)
         if stored == "int8":
             expected = [(packed_shape(gates, self.hidden_size, length), matrix) for length in lengths]
         else:
@@ -75,6 +77,7 @@ def _form_of(module: nn.RNNBase) -> _Form:
         module.hidden_size,
         module.proj_size,
         module.num_layers,
+        getattr(module, "heads", 1),
         tuple(weight_names(module)),
     )
 
@@ -109,6 +112,11 @@ class Stream:
         if getattr(module, "layer_norm", False):
             raise ValueError(
                 "Stream does not take a layer with layer_norm=True: call it with one time step and its states"
+            )
+        heads, hidden = getattr(module, "heads", 1), module.hidden_size
+        if not are_aligned(heads, hidden, module.proj_size or hidden):
+            raise ValueError(
+                f"Stream does not take heads that share {hidden} units in parts of no multiple of 16"
             )
         if module.bidirectional:
             raise ValueError(
@@ -216,7 +224,7 @@ class Stream:
         kind = (*enumerators_of(spec), _DTYPES[self._dtype], weight_format)
         count = len(weights) // form.num_layers
         for index, output in enumerate((*self._between, last)):
-            sizes = (self.batch_size, form.input_of(index), form.hidden_size, form.proj_size)
+            sizes = (self.batch_size, form.input_of(index), form.hidden_size, form.proj_size, form.heads)
             state = [s[index].data_ptr() for s in self._states]
             given = [w.data_ptr() for w in weights[index * count : (index + 1) * count]]
             scales = [given.pop(-2), given.pop()] if form.weight_format == "int8" else [0, 0]

@@ -41,6 +41,7 @@ class Case:
     reset_after: bool = True
     activation: str = "tanh"
     layer_norm: bool = False
+    heads: int = 1
 
     def __str__(self) -> str:
         parts = [self.cell, f"B{self.batch}", f"T{self.time}", f"I{self.input}", f"H{self.hidden}"]
@@ -48,7 +49,7 @@ class Case:
         parts += ["bi"] * self.bidirectional + ["nobias"] * (not self.bias) + ["bf"] * self.batch_first
         parts += [self.layout] * (self.layout != "padded") + ["nostate"] * (not self.state)
         parts += ["before"] * (not self.reset_after) + [self.activation] * (self.activation != "tanh")
-        parts += ["ln"] * self.layer_norm
+        parts += ["ln"] * self.layer_norm + [f"heads{self.heads}"] * (self.heads > 1)
         return "-".join([*parts, DTYPE_NAMES[self.dtype]])
 
     @property
@@ -89,7 +90,7 @@ class Case:
     @property
     def plain(self) -> bool:
         """Whether torch.nn has it."""
-        return self.reset_after and self.activation == "tanh" and not self.layer_norm
+        return self.reset_after and self.activation == "tanh" and not self.layer_norm and self.heads == 1
 
     @property
     def operands(self) -> tuple[str, ...]:
@@ -130,6 +131,8 @@ def fast_module(case: Case) -> nn.RNNBase:
         options["reset_after"] = False
     if case.layer_norm:
         options["layer_norm"] = True
+    if case.heads > 1:
+        options["heads"] = case.heads
     module: nn.RNNBase = getattr(fastrnn, case.kind.upper())(**module_arguments(case), **options)
     generator = torch.Generator().manual_seed(len(str(case)))
     for name, parameter in module.named_parameters():

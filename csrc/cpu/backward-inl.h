@@ -16,8 +16,8 @@ template <class T>
 class BackwardPass : BackwardLayout<T> {
     using V = Vec<T>;
     using Layout = BackwardLayout<T>;
-    using Layout::arena_, Layout::buffers_, Layout::cell_, Layout::chunk_, Layout::chunk_rows_, Layout::flags_,
-        Layout::grain_, Layout::hidden_padded_;
+    using Layout::arena_, Layout::barriers_, Layout::buffers_, Layout::heads_, Layout::cell_, Layout::chunk_,
+        Layout::chunk_rows_, Layout::flags_, Layout::grain_, Layout::hidden_padded_;
     using Layout::k_, Layout::kLanes, Layout::kScratch, Layout::kTile, Layout::offsets_, Layout::p_, Layout::recurrent_;
     using Layout::recurrent_padded_, Layout::row_addresses_, Layout::s_, Layout::scratch_, Layout::stages_;
     using Layout::threads_, Layout::values_stride_, Layout::zeros_;
@@ -56,7 +56,7 @@ class BackwardPass : BackwardLayout<T> {
     };
 
     void work(int thread, int threads) {
-        Place place = find_place<T>(s_, k_.gates, grain_, sizeof(T), stages_, flags_, threads, thread);
+        Place place = find_place<T>(s_, k_.gates, grain_, sizeof(T), barriers_, flags_, threads, thread);
         for (int d = place.first_direction; d <= place.last_direction; ++d) {
             pack_weights(d, place);
             run_direction(d, place, thread);
@@ -82,8 +82,9 @@ class BackwardPass : BackwardLayout<T> {
     // this thread's part of `units` features: of the projected state, or of the hidden units; where both are as many,
     // the parts are the same
     Range part_of(int64_t units, const Place& place) const {
-        return s_.projection && units == recurrent_ ? split(units, kTile, place.rows.rank(), place.rows.size())
-                                                    : place.units;
+        return s_.projection && units == recurrent_
+                   ? split(units, Layout::grain_of(heads_.length), place.rows.rank(), place.rows.size())
+                   : place.units;
     }
 
     // -- weights ------------------------------------------------------------------------------------------------------
@@ -95,16 +96,33 @@ class BackwardPass : BackwardLayout<T> {
         }
     }
 
+    // calls body(head, its weights, its columns of those in `range`, from its first)
+    template <class Body>
+    void for_each_head(const Stage& stage, Range range, const Body& body) const {
+        if (stage.heads == 1) return body(int64_t{0}, stage.w, range);
+        heads_.for_each(range, stage.head_columns, [&](int64_t head, Range own) {
+            const T* w[kMaxProductSlots];
+            stage.find_head(head, w);
+            const int64_t first = head * stage.head_columns;
+            body(head, w, Range{own.begin - first, own.end - first});
+        });
+    }
+
     void pack_weights(int d, Place& place) {
         Buffers& b = buffers_[d];
-        const auto share = [&](int64_t columns) {
-            return split(columns, kTile, place.direction.rank(), place.direction.size());
+        const auto share = [&](int64_t columns, int64_t grain) {
+            return split(columns, grain, place.direction.rank(), place.direction.size());
         };
         for (int i = 0; i < stages_; ++i) {
             const Stage& s = b.stages[i];
-            if (s.packed) pack(s.w, s.reduction.segments, s.units, s.columns, s.packed, share(s.columns));
+            if (!s.packed) continue;
+            for_each_head(s, share(s.columns, s.heads > 1 ? Layout::grain_of(s.head_columns) : kTile),
+                          [&](int64_t head, const T* const* w, Range columns) {
+                              pack(w, s.reduction.segments, s.head_units, s.head_columns,
+                                   s.packed + head * s.packed_head(), columns);
+                          });
         }
-        if (b.packed_ih) pack(b.w_ih, k_.input.count, s_.hidden, s_.input, b.packed_ih, share(s_.input));
+        if (b.packed_ih) pack(b.w_ih, k_.input.count, s_.hidden, s_.input, b.packed_ih, share(s_.input, kTile));
         place.direction.wait();
     }
 
@@ -244,10 +262,14 @@ class BackwardPass : BackwardLayout<T> {
         const int64_t first_row = now.steps.first_row(now.t) - now.chunk.first_row;
         const int64_t at = stage < k_.stages ? k_.recurrent[stage].begin * hidden_padded_ : 0;
         const int64_t stride = padded_units(current.columns);
-        multiply_by_weights(
-            current.d_values + at + (first_row + rows.begin) * current.stride, current.stride, rows.end - rows.begin,
-            current.reduction, current.packed, current.w, columns, current.columns,
-            [&](int64_t r) { return current.d_operand + (rows.begin + r) * stride; }, current.init, nullptr, scratch);
+        const T* const d_values = current.d_values + at + (first_row + rows.begin) * current.stride;
+        for_each_head(current, columns, [&](int64_t head, const T* const* w, Range own) {
+            T* const d_operand = current.d_operand + head * current.head_columns;
+            multiply_by_weights(
+                d_values + head * current.head_units, current.stride, rows.end - rows.begin, current.reduction,
+                current.packed ? current.packed + head * current.packed_head() : nullptr, w, own, current.head_columns,
+                [&](int64_t r) { return d_operand + (rows.begin + r) * stride; }, current.init, nullptr, scratch);
+        });
     }
 
     // with panels of weights, or with the weights as they lie where there are none
@@ -312,24 +334,29 @@ class BackwardPass : BackwardLayout<T> {
         for (int i = 0; i < k_.learned && !cell_.sums; ++i) sum_values(k_.slots + i, out.d_operands[i], 0);
 
         const T** rows = row_addresses_ + thread * chunk_rows_;
-        // of the matrix whose rows for `slots` met the row of the sequence at row_at(r)
-        const auto sum_products = [&](SlotRange slots, void* to, int64_t columns, const auto& row_at) {
+        // of the matrix whose rows for `slots` met the row of the sequence at row_at(r), or a head's part of it
+        const auto sum_products = [&](SlotRange slots, void* to, const Heads& heads, const auto& row_at) {
             if (!to || slots.count == 0) return;
             OuterProducts<T> products;
             for (int slot = slots.begin; slot < slots.end(); ++slot) {
-                products.add(b.d_values + slot * hidden_padded_, as(to) + k_.gate_of_slot[slot] * s_.hidden * columns);
+                products.add(b.d_values + slot * hidden_padded_,
+                             as(to) + k_.gate_of_slot[slot] * s_.hidden * heads.length);
             }
-            for (int64_t r = 0; r < chunk.rows; ++r) rows[r] = row_at(r);
-            sum_outer_products(products, values_stride_, rows, chunk.rows, chunk.is_first, units, columns, scratch);
+            heads.for_each(units, heads.units, [&](int64_t head, Range own) {
+                for (int64_t r = 0; r < chunk.rows; ++r) rows[r] = row_at(r) + head * heads.length;
+                sum_outer_products(products, values_stride_, rows, chunk.rows, chunk.is_first, own, heads.length,
+                                   scratch);
+            });
         };
         const Rows<const T> x{as(p_.x), {p_.x_stride_time, p_.x_stride_batch, s_.packed}};
-        sum_products(k_.input, out.d_w_ih, s_.input, [&](int64_t r) { return x.at(steps, chunk.first_row + r); });
-        sum_products(k_.recurrent[0], out.d_w_hh, recurrent_, [&](int64_t r) {
+        sum_products(k_.input, out.d_w_ih, Heads{1, s_.hidden, s_.input},
+                     [&](int64_t r) { return x.at(steps, chunk.first_row + r); });
+        sum_products(k_.recurrent[0], out.d_w_hh, heads_, [&](int64_t r) {
             const int64_t t = steps.time_of_row(chunk.first_row + r);
             return previous_h(d, steps, steps.time_of(t), chunk.first_row + r - steps.first_row(t));
         });
         for (int i = 1; i < k_.stages; ++i) {
-            sum_products(k_.recurrent[i], out.d_w_hh, s_.hidden,
+            sum_products(k_.recurrent[i], out.d_w_hh, Heads{heads_.count, heads_.units, heads_.units},
                          [&](int64_t r) { return b.stages[i].operand + r * hidden_padded_; });
         }
         if (!s_.projection || !out.d_w_hr) return;

@@ -24,17 +24,24 @@ struct BackwardLayout {
     // added to, and the product's transpose that of what it multiplied. The projection is the last one.
     struct Stage {
         BackwardFunction<T> arithmetic;
-        int64_t units;        // H, or R of the projection
+        int64_t units;  // H, or R of the projection
+        int64_t heads, head_units, head_columns;
         T* d_values;          // [K, .., units padded] of K rows of a chunk: gradients of what the product added to
         int64_t stride;       // from row to row of them
-        Reduction reduction;  // over them
+        Reduction reduction;  // over those of a head
         bool has_product;
-        T* packed;                     // panels over the columns of the weights; null: they are read as they lie
+        T* packed;                     // panels over the columns of the weights, head by head; null: read as they lie
         const T* w[kMaxProductSlots];  // their rows for each segment of the reduction
-        int64_t columns;               // of the weights
+        int64_t columns;               // that the product makes
         T* operand;                    // [K, Hp] what the product multiplied, again; null: h
         T* d_operand;                  // [B, columns padded]
         Init init;                     // of d_operand
+
+        int64_t packed_head() const { return reduction.segments * head_units * padded_units(head_columns); }
+        // the rows of a head for each segment
+        void find_head(int64_t head, const T** rows) const {
+            for (int64_t i = 0; i < reduction.segments; ++i) rows[i] = w[i] + head * head_units * head_columns;
+        }
     };
 
     struct Buffers {
@@ -53,13 +60,16 @@ struct BackwardLayout {
           cell_(cell_functions<T>(params.cell, params.activation)),
           k_(cell_.traits),
           stages_(k_.stages + (s_.projection ? 1 : 0)),
-          grain_(k_.whole_rows ? round_up(max(s_.hidden, 1), kTile) : kTile),
+          heads_(Heads::of(s_)),
           recurrent_(s_.projection ? s_.projection : s_.hidden),
           hidden_padded_(padded_units(s_.hidden)),
           recurrent_padded_(padded_units(recurrent_)),
           values_stride_(k_.gradients() * hidden_padded_),
           arena_(workspace) {
         threads_ = useful_threads<T>(s_, k_.gates, 2, params.threads);
+        const bool apart = !k_.whole_rows && heads_.part(s_, threads_of_first(s_.directions, threads_));
+        barriers_ = apart ? 0 : stages_;
+        grain_ = k_.whole_rows ? round_up(max(s_.hidden, 1), kTile) : apart ? heads_.units : grain_of(heads_.units);
         chunk_ = min(s_.batch < kChunkRows ? kChunkRows / max(s_.batch, 1) : 1, s_.time);
         chunk_rows_ = min(chunk_ * s_.batch, s_.rows);
         flags_ = arena_.take<Flag>(3 * threads_);
@@ -89,20 +99,26 @@ struct BackwardLayout {
             stage.units = projects ? recurrent_ : s_.hidden;
             const int64_t padded = padded_units(stage.units);
             stage.columns = i == 0 ? recurrent_ : s_.hidden;
+            stage.heads = projects ? 1 : heads_.count;
+            stage.head_units = stage.units / stage.heads;
+            stage.head_columns = stage.columns / stage.heads;
             stage.stride = projects ? padded : values_stride_;
             stage.d_values = projects ? arena_.take<T>(chunk_rows_ * padded) : b.d_values;
-            stage.reduction = {slots.count, stage.units, padded, 1};
+            stage.reduction = {slots.count, stage.head_units, padded, 1};
             stage.has_product = slots.count > 0;
             stage.packed = stage.has_product && s_.time > kLyingSteps
-                               ? arena_.take<T>(slots.count * stage.units * padded_units(stage.columns))
+                               ? arena_.take<T>(stage.heads * stage.packed_head())
                                : nullptr;
             projects ? void(stage.w[0] = static_cast<const T*>(w.w_hr))
-                     : find_rows(w.w_hh, stage.columns, slots, stage.w);
+                     : find_rows(w.w_hh, stage.head_columns, slots, stage.w);
             stage.operand = i == 0 ? nullptr : arena_.take<T>(chunk_rows_ * hidden_padded_);
             stage.d_operand = i == 0 ? b.d_h : arena_.take<T>(s_.batch * hidden_padded_);
             stage.init = i == 0 && k_.reads_h ? Init::accumulate : Init::zero;
         }
     }
+
+    // what units, or features of h, are split by where a head has so many: panels begin anew with each head
+    int64_t grain_of(int64_t width) const { return heads_.count > 1 && width % kTile ? width : kTile; }
 
     // the rows of a matrix [G*H, columns] for each slot
     void find_rows(const void* w, int64_t columns, SlotRange slots, const T** rows) const {
@@ -125,11 +141,12 @@ struct BackwardLayout {
     const CellFunctions<T>& cell_;
     const CellTraits& k_;
     const int stages_;
-    const int64_t grain_;  // units that go to one thread
+    const Heads heads_;
     const int64_t recurrent_, hidden_padded_, recurrent_padded_;
     const int64_t values_stride_;  // from row to row of d_values
     Arena arena_;
-    int threads_;
+    int threads_, barriers_;      // of a step, where units are split
+    int64_t grain_;               // units that go to one thread
     int64_t chunk_, chunk_rows_;  // steps of a chunk, and the most rows that they have
     Flag* flags_;
     int64_t* offsets_;         // [T + 1], ragged only

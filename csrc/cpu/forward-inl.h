@@ -26,7 +26,8 @@ class ForwardPass : ForwardLayout<T> {
     using Layout = ForwardLayout<T>;
     using Layout::arena_, Layout::grain_, Layout::buffers_, Layout::by_tiles_, Layout::chunk_, Layout::flags_,
         Layout::hidden_padded_, Layout::k_;
-    using Layout::keeps_slots_, Layout::offsets_, Layout::p_, Layout::packs_tiles_, Layout::prepared_;
+    using Layout::barriers_, Layout::head_rows_, Layout::heads_, Layout::keeps_slots_, Layout::offsets_, Layout::p_;
+    using Layout::packs_tiles_, Layout::prepared_;
     using Layout::prepared_rows_, Layout::prepared_size_, Layout::recurrent_, Layout::recurrent_padded_, Layout::s_;
     using Layout::stages_, Layout::storage_, Layout::threads_, Layout::tile_, Layout::tile_size_, Layout::tiles_;
     using Layout::zeros_, Layout::kLanes;
@@ -51,7 +52,7 @@ class ForwardPass : ForwardLayout<T> {
         const ForwardPass pass(params, nullptr);
         const int threads = threads_of_first(params.shape.directions, pass.threads_);
         const Schedule schedule =
-            choose_schedule<T>(params.shape, pass.k_.gates, pass.grain_, pass.storage_.bytes, pass.stages_, threads);
+            choose_schedule<T>(params.shape, pass.k_.gates, pass.grain_, pass.storage_.bytes, pass.barriers_, threads);
         return {pass.threads_, schedule.batch_parts, schedule.unit_parts, schedule.seconds};
     }
 
@@ -72,7 +73,7 @@ class ForwardPass : ForwardLayout<T> {
     };
 
     void work(int thread, int threads) {
-        Place place = find_place<T>(s_, k_.gates, grain_, storage_.bytes, stages_, flags_, threads, thread);
+        Place place = find_place<T>(s_, k_.gates, grain_, storage_.bytes, barriers_, flags_, threads, thread);
         for (int d = place.first_direction; d <= place.last_direction; ++d) {
             prepare_weights(d, place);
             const Scratch scratch{tiles_ + thread * tile_size_, prepared_ + thread * prepared_rows_ * prepared_size_};
@@ -256,7 +257,6 @@ class ForwardPass : ForwardLayout<T> {
         const int64_t out_stride = last ? recurrent_padded_ : hidden_padded_;
         for (int64_t r = 0; r < count; ++r) {
             const int64_t b = first + r;
-            block.operand[r] = operand_row(now, stage, b);
             block.slots[r] = slots_of(now, b);
             if (k_.reads_h) block.h[r] = previous_h(now, b);
             block.out[r] = out + b * out_stride;
@@ -289,13 +289,23 @@ class ForwardPass : ForwardLayout<T> {
         const Stage& current = buffers_[now.d].stages[stage];
         const Product<T>& product = current.product;
         const ProductForm<T>* form = product.form;
-        for (int64_t b = rows.begin; form && form->prepare && b < rows.end; b += kRowBlock) {
-            const int64_t count = min(rows.end - b, kRowBlock);
-            const T* given[kRowBlock];
-            for (int64_t r = 0; r < count; ++r) given[r] = operand_row(now, stage, b + r);
-            prepare(product, given, count, scratch.prepared + (b - rows.begin) * prepared_size_);
-        }
         const bool projects = stage == k_.stages, after_all = k_.whole_rows && !projects;
+        const auto given_row = [&](int64_t head, int64_t b) {
+            return operand_row(now, stage, b) + head * product.length;
+        };
+        const auto prepared_row = [&](int64_t head, int64_t b) {
+            return scratch.prepared + (head * head_rows_ + b - rows.begin) * prepared_size_;
+        };
+        const bool prepares = form && form->prepare;
+        const auto prepare_head = [&](int64_t head, Range) {
+            for (int64_t b = rows.begin; b < rows.end; b += kRowBlock) {
+                const int64_t count = min(rows.end - b, kRowBlock);
+                const T* given[kRowBlock];
+                for (int64_t r = 0; r < count; ++r) given[r] = given_row(head, b + r);
+                prepare(product, given, count, prepared_row(head, b));
+            }
+        };
+        if (prepares) projects ? prepare_head(0, {}) : heads_.for_each(place.units, heads_.units, prepare_head);
         const Range units =
             projects ? split(current.units, current.tile, place.rows.rank(), place.rows.size()) : place.units;
         const int64_t tile = current.tile, tiles = (units.end - units.begin + tile - 1) / tile;
@@ -303,20 +313,23 @@ class ForwardPass : ForwardLayout<T> {
         const bool backwards = now.step % 2 == 1 && rows.end - rows.begin <= kRowsInTurns;
         const auto unit = [&](int64_t i) { return units.begin + (backwards ? tiles - 1 - i : i) * tile; };
         Block block;
-        int64_t filled = -1;  // the first row of those that it holds
+        int64_t filled = -1, met = -1;  // the first row of those that it holds, and the head whose operands it has
         for (int64_t first = 0; first < tiles; first += group) {
             const int64_t last = min(first + group, tiles);
             for (int64_t b = rows.begin; b < rows.end; b += kRowBlock) {
                 const int64_t count = min(rows.end - b, kRowBlock);
                 if (filled != b) {
                     fill(block, now, stage, b, count);
-                    for (int64_t r = 0; form && form->prepare && r < count; ++r) {
-                        block.operand[r] = scratch.prepared + (b + r - rows.begin) * prepared_size_;
-                    }
                     filled = b;
+                    met = -1;
                 }
                 for (int64_t i = first; form && i < last; ++i) {
                     const Range one{unit(i), min(unit(i) + tile, units.end)};
+                    const int64_t head = projects || heads_.count == 1 ? 0 : one.begin / heads_.units;
+                    for (int64_t r = 0; head != met && r < count; ++r) {
+                        block.operand[r] = prepares ? prepared_row(head, b + r) : given_row(head, b + r);
+                    }
+                    met = head;
                     form->multiply(product, block.operand, count, one, projects ? block.out : block.slots,
                                    projects ? Init::zero : Init::accumulate, nullptr);
                 }

@@ -47,16 +47,21 @@ struct ForwardLayout {
           k_(cell_.traits),
           storage_(storage_of<T>(params.format)),
           stages_(k_.stages + (s_.projection ? 1 : 0)),
-          tile_(tile_units<T>(k_)),
-          grain_(k_.whole_rows ? round_up(max(s_.hidden, 1), tile_) : max(tile_, 64 / static_cast<int64_t>(sizeof(T)))),
+          heads_(Heads::of(s_)),
+          tile_(tile_units<T>(k_, heads_)),
           recurrent_(s_.projection ? s_.projection : s_.hidden),
           hidden_padded_(padded_units(s_.hidden)),
           recurrent_padded_(padded_units(recurrent_)),
           keeps_slots_(params.reserve && k_.saved > 0),
           arena_(workspace) {
         threads_ = useful_threads<T>(s_, k_.gates, 1, params.threads);
+        const bool apart = !k_.whole_rows && heads_.part(s_, threads_of_first(s_.directions, threads_));
+        barriers_ = apart ? 0 : stages_;
+        grain_ = k_.whole_rows ? round_up(max(s_.hidden, 1), tile_)
+                 : apart       ? heads_.units
+                               : max(tile_, 64 / static_cast<int64_t>(sizeof(T)));
         const int64_t row_bytes = k_.slots * hidden_padded_ * static_cast<int64_t>(sizeof(T));
-        const int64_t weight_bytes = k_.gates * s_.hidden * recurrent_ * storage_.bytes;
+        const int64_t weight_bytes = k_.gates * s_.hidden * heads_.length * storage_.bytes;
         choose_chunk(row_bytes * s_.batch, weight_bytes);
         flags_ = arena_.take<Flag>(3 * threads_);
         offsets_ = s_.batch_sizes ? arena_.take<int64_t>(s_.time + 1) : nullptr;
@@ -78,8 +83,9 @@ struct ForwardLayout {
             prepared_size_ = max(prepared_size_, prepared_size(buffers_[0].stages[i].product));
         }
         const bool whole_chunk = by_tiles_ && buffers_[0].ih.form->prepare;
-        const int64_t rows_at_once = max(s_.batch, min(s_.rows, whole_chunk ? chunk_ * s_.batch : kRowBlock));
-        prepared_rows_ = prepared_size_ ? round_up(rows_at_once, kLanes) : 0;
+        const int64_t rows_of_x = round_up(min(s_.rows, whole_chunk ? chunk_ * s_.batch : kRowBlock), kLanes);
+        head_rows_ = round_up(s_.batch, kLanes);
+        prepared_rows_ = prepared_size_ ? max(rows_of_x, heads_.count * head_rows_) : 0;
         prepared_ = arena_.take<T>(threads_ * prepared_rows_ * prepared_size_);
     }
 
@@ -108,7 +114,7 @@ struct ForwardLayout {
         if (x_form == storage_.packed && !packs_tiles_) take_panels(b.ih);
         for (int i = 0; i < k_.stages; ++i) {
             const bool last = i + 1 == stages_;
-            const int64_t length = i == 0 ? recurrent_ : s_.hidden;
+            const int64_t length = i == 0 ? heads_.length : heads_.units;
             b.stages[i] = {product(w.w_hh, w.scale_hh, length, k_.recurrent[i], h_form), cell_.forward[i], s_.hidden,
                            tile_, last ? nullptr : arena_.take<T>(s_.batch * hidden_padded_)};
             if (h_form == storage_.packed) take_panels(b.stages[i].product);
@@ -117,8 +123,8 @@ struct ForwardLayout {
             // int8 stands for the other two matrices alone
             const bool plain = p_.format == WeightFormat::int8;
             const Storage<T> storage = storage_of<T>(plain ? WeightFormat::plain : p_.format);
-            Product<T> product{storage.packed, w.w_hr,          nullptr,           1,       recurrent_, s_.hidden,
-                               {0, 1},         k_.gate_of_slot, recurrent_padded_, nullptr, 0};
+            Product<T> product{storage.packed, w.w_hr,          nullptr,           1,     recurrent_, s_.hidden,
+                               {0, 1},         k_.gate_of_slot, recurrent_padded_, kWide, nullptr,    0};
             take_panels(product);
             b.stages[k_.stages] = {product, copy_to_output, recurrent_, kLanes * kWide, nullptr};
         }
@@ -141,6 +147,7 @@ struct ForwardLayout {
                 slots,
                 k_.gate_of_slot,
                 hidden_padded_,
+                tile_ < kLanes * kWide ? static_cast<int>(tile_ / kLanes) : kWide,
                 nullptr,
                 0};
     }
@@ -164,13 +171,14 @@ struct ForwardLayout {
     const CellTraits& k_;
     const Storage<T> storage_;
     const int stages_;
-    const int64_t tile_;   // units
-    const int64_t grain_;  // units that go to one thread: whole tiles, and no cache line that two threads write
+    const Heads heads_;
+    const int64_t tile_;  // units
     const int64_t recurrent_, hidden_padded_, recurrent_padded_;
     const bool keeps_slots_;  // the reserve holds the slots
     Arena arena_;
-    int threads_;
-    int64_t chunk_;  // time steps whose product with x is made at once
+    int threads_, barriers_;  // of a step, where units are split
+    int64_t grain_;           // units that go to one thread: whole tiles, and no cache line that two threads write
+    int64_t chunk_;           // time steps whose product with x is made at once
     Flag* flags_;
     int64_t* offsets_;  // [T + 1], ragged only
     T* zeros_;          // [max(H, R)]
@@ -178,8 +186,8 @@ struct ForwardLayout {
         by_tiles_;  // w_ih meets all rows of a chunk a tile of units at a time, packed for it alone or not
     int64_t tile_size_;
     T* tiles_;  // a tile of packed w_ih for each thread
-    int64_t prepared_rows_, prepared_size_;
-    T* prepared_;  // [threads][rows][size]
+    int64_t head_rows_, prepared_rows_, prepared_size_;
+    T* prepared_;  // [threads][rows][size]; of h, [head_rows_] of each head one after another
     Buffers buffers_[2];
 };
 

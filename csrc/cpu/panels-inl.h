@@ -12,17 +12,19 @@ constexpr int kWide = 4;           // vectors in a panel of plain columns
 
 // vectors that the panel beginning at a column has, when `columns` are left
 template <class T>
-int wide_vectors(int64_t columns) {
+int wide_vectors(int64_t columns, int wide = kWide) {
     const int64_t vectors = (columns + Vec<T>::kLanes - 1) / Vec<T>::kLanes;
-    return static_cast<int>(vectors < kWide ? vectors : kWide);
+    return static_cast<int>(vectors < wide ? vectors : wide);
 }
 
-// Panels of the columns in `range` of B = w^T, w [columns, length]; `packed` is the first one's place.
+// Panels, `wide` vectors each, of the columns in `range` of B = w^T, w [columns, length]; `packed` is the first one's
+// place.
 template <class T, class W>
-FASTRNN_NOINLINE void pack_wide_transposed(const W* w, int64_t length, int64_t columns, T* packed, Range range) {
+FASTRNN_NOINLINE void pack_wide_transposed(const W* w, int64_t length, int64_t columns, T* packed, Range range,
+                                           int wide) {
     constexpr int64_t kLanes = Vec<T>::kLanes;
-    for (int64_t u = range.begin; u < range.end; u += kLanes * kWide) {
-        const int vectors = wide_vectors<T>(columns - u);
+    for (int64_t u = range.begin; u < range.end; u += kLanes * wide) {
+        const int vectors = wide_vectors<T>(columns - u, wide);
         for (int v = 0; v < vectors; ++v) {
             const int64_t column = u + v * kLanes;
             pack_transposed(w + column * length, length, columns - column, length,

@@ -68,6 +68,28 @@ inline void fill_offsets(const Shape& shape, int64_t* offsets) {
     for (int64_t t = 0; t < shape.time; ++t) offsets[t + 1] = offsets[t] + shape.batch_sizes[t];
 }
 
+// The blocks of a layer's recurrent weights.
+struct Heads {
+    int64_t count, units, length;  // units of a head, and features of h that they meet
+
+    static Heads of(const Shape& shape) {
+        return {shape.heads, shape.hidden / shape.heads,
+                (shape.projection ? shape.projection : shape.hidden) / shape.heads};
+    }
+    // calls body(head, those of `range` that are its own) where a head has `width` of what range counts
+    template <class Body>
+    void for_each(Range range, int64_t width, const Body& body) const {
+        if (count == 1) return body(int64_t{0}, range);
+        for (int64_t at = range.begin; at < range.end;) {
+            const int64_t head = at / width, end = min((head + 1) * width, range.end);
+            body(head, Range{at, end});
+            at = end;
+        }
+    }
+    // Whether units may be split over `parts` threads that never wait for each other: each has heads of its own.
+    bool part(const Shape& shape, int parts) const { return count > 1 && count >= parts && !shape.projection; }
+};
+
 // Seconds, roughly, on a present-day server core: only their ratios matter, and only to the choice of a schedule. A
 // core multiplies and adds as many lanes a cycle as its vectors have, and half as many where that is not one
 // instruction.
@@ -84,12 +106,12 @@ struct Schedule {
     double seconds = 0;
 };
 
-// The quickest way for `threads` threads to run one direction: rows are split without any barrier, units with one (or
-// more) a step, in which case each thread keeps only its own part of the weights near.
+// The quickest way for `threads` threads to run one direction: rows are split without any barrier, units with
+// `barriers` a step, in which case each thread keeps only its own part of the weights near.
 // `element`: bytes of a weight as it is read in each step.
 template <class T>
 Schedule choose_schedule(const Shape& shape, int gates, int64_t tile, int64_t element, int barriers, int threads) {
-    const int64_t recurrent = shape.projection ? shape.projection : shape.hidden;
+    const int64_t recurrent = Heads::of(shape).length;
     const double mean_batch = shape.time ? static_cast<double>(shape.rows) / static_cast<double>(shape.time) : 0;
     const int64_t tiles = (shape.hidden + tile - 1) / tile;
     Schedule best;
@@ -121,7 +143,7 @@ inline int threads_of_first(int directions, int threads) {
 struct Place {
     Team world;      // all threads of the call
     Team direction;  // those that share a direction
-    Team rows;       // those that share rows, and so wait for each other in each step
+    Team rows;       // those that share rows, where they wait for each other in each step
     int first_direction, last_direction;
     bool works;  // false: only packs and shares the work after the loop
     int batch_part, batch_parts;
@@ -144,8 +166,9 @@ Place find_place(const Shape& shape, int gates, int64_t tile, int64_t element, i
     const Schedule schedule = choose_schedule<T>(shape, gates, tile, element, barriers, size);
     place.works = rank < schedule.batch_parts * schedule.unit_parts;
     const int part = place.works ? rank / schedule.unit_parts : 0, within = rank % schedule.unit_parts;
-    place.rows = Team(flags + 2 * threads + (second ? head : 0) + part * schedule.unit_parts, within,
-                      place.works ? schedule.unit_parts : 1);
+    const bool waits = place.works && barriers > 0;
+    place.rows = Team(flags + 2 * threads + (second ? head : 0) + part * schedule.unit_parts, waits ? within : 0,
+                      waits ? schedule.unit_parts : 1);
     place.batch_part = part;
     place.batch_parts = schedule.batch_parts;
     place.units = split(shape.hidden, tile, within, schedule.unit_parts);
@@ -168,9 +191,8 @@ inline Range rows_of_part(const Steps& steps, int64_t total_rows, int part, int 
 // How many of `wanted` threads are worth waking.
 template <class T>
 int useful_threads(const Shape& shape, int gates, double passes, int wanted) {
-    const int64_t recurrent = shape.projection ? shape.projection : shape.hidden;
     const double weights = static_cast<double>(shape.directions * gates) * static_cast<double>(shape.hidden) *
-                           static_cast<double>(shape.input + recurrent);
+                           static_cast<double>(shape.input + Heads::of(shape).length);
     const double seconds =
         passes * (weights * 2 * static_cast<double>(shape.rows) * kFlopSeconds<T> + weights * 4 * kByteSecondsNear);
     const double useful = seconds / kWorthAThread;

@@ -21,6 +21,7 @@ struct Product {
     SlotRange slots;
     const int* gate_of_slot;
     int64_t padded;  // from slot to slot of what it adds to
+    int wide;        // vectors of units that one slot is multiplied by at once
     T* packed;       // from unit `first` on, where the form packs
     int64_t first;
 };
@@ -35,7 +36,8 @@ struct ProductForm {
     // of which a last, partial vector of rows takes as many as a whole one. Null: rows are taken as they are.
     int64_t (*prepared_size)(int64_t length);
     void (*prepare)(const T* const* rows, int64_t count, int64_t length, T* out, int64_t stride);
-    // out[r] slots, `units` of them, = (bias, 0 or what is there) + a[r] w^T; units begin with a tile
+    // out[r] slots, `units` of them, = (bias, 0 or what is there) + a[r] w^T; units begin with a tile, and meet the
+    // same `length` values of a row
     void (*multiply)(const Product<T>&, const T* const* a, int64_t rows, Range units, T* const* out, Init init,
                      const T* bias);
 };
@@ -45,18 +47,21 @@ constexpr Reduction along(int64_t length) {
     return {1, length, 0, 1};
 }
 
-// units of a tile: one vector with all of its slots side by side, or several vectors where a product has one slot
+// units of a tile, all of one head: one vector with all of its slots side by side, or several vectors where a product
+// has one slot
 template <class T>
-int64_t tile_units(const CellTraits& cell) {
+int64_t tile_units(const CellTraits& cell, const Heads& heads) {
     bool wide = cell.input.count <= 1;
     for (int s = 0; s < cell.stages; ++s) wide |= cell.recurrent[s].count <= 1;
-    return Vec<T>::kLanes * (wide ? kWide : 1);
+    int64_t tile = Vec<T>::kLanes * (wide ? kWide : 1);
+    while (heads.count > 1 && heads.units % tile) tile /= 2;
+    return tile;
 }
 
 // -- packed panels; W is what the weights are stored as ---------------------------------------------------------------
 
 // A panel is one vector of units and all slots, so that the gates of the same units come out side by side; with a
-// single slot it is kWide vectors of units.
+// single slot it is several vectors of units.
 template <class T, class W>
 struct Panels {
     static constexpr int64_t kLanes = Vec<T>::kLanes;
@@ -71,7 +76,7 @@ struct Panels {
     static void pack(const Product<T>& p, Range units) {
         if (p.slots.count == 1) {
             return pack_wide_transposed(rows_of(p, p.slots.begin, 0), p.length, p.units, panel_of(p, units.begin),
-                                        units);
+                                        units, p.wide);
         }
         for (int64_t u = units.begin; u < units.end; u += kLanes) {
             for (int i = 0; i < p.slots.count; ++i) {
@@ -85,10 +90,10 @@ struct Panels {
                          const T* bias) {
         const bool single = p.slots.count == 1;
         T* c[kRowBlock];
-        for (int64_t v = units.begin; v < units.end; v += kLanes * (single ? kWide : 1)) {
+        for (int64_t v = units.begin; v < units.end; v += kLanes * (single ? p.wide : 1)) {
             const int64_t at = p.slots.begin * p.padded + v;
             for (int64_t r = 0; r < rows; ++r) c[r] = out[r] + at;
-            multiply_panel(single ? wide_vectors<T>(p.units - v) : p.slots.count, a, rows, along<T>(p.length),
+            multiply_panel(single ? wide_vectors<T>(p.units - v, p.wide) : p.slots.count, a, rows, along<T>(p.length),
                            panel_of(p, v), c, single ? kLanes : p.padded, init,
                            init == Init::bias ? bias + at : nullptr);
         }
@@ -178,9 +183,9 @@ struct Int8Product {
         const Int8Matrix w{static_cast<const int8_t*>(p.w), p.scales, p.length, p.gates, p.units};
         const bool single = p.slots.count == 1;
         float* c[kRowBlock];
-        for (int64_t v = units.begin; v < units.end; v += kLanes * (single ? kWide : 1)) {
+        for (int64_t v = units.begin; v < units.end; v += kLanes * (single ? p.wide : 1)) {
             Int8Panel panel{};
-            panel.vectors = single ? wide_vectors<float>(p.units - v) : p.slots.count;
+            panel.vectors = single ? wide_vectors<float>(p.units - v, p.wide) : p.slots.count;
             for (int i = 0; i < panel.vectors; ++i) {
                 const int64_t unit = single ? v + i * kLanes : v;
                 const int64_t gate = p.gate_of_slot[p.slots.begin + (single ? 0 : i)];

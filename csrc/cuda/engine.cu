@@ -4,8 +4,8 @@
 namespace fastrnn {
 namespace {
 
-// A row lies where its time and its place in the batch say.
-bool is_taken(const Shape& shape) { return !shape.order && (shape.packed || !shape.batch_sizes); }
+// A row lies where its time and its place in the batch say, and the recurrent weights are one block.
+bool is_taken(const Shape& shape) { return !shape.order && (shape.packed || !shape.batch_sizes) && shape.heads == 1; }
 
 }  // namespace
 

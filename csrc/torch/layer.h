@@ -80,7 +80,7 @@ struct Layer {
     Layer(Spec spec_, Tensor x_, std::vector<Tensor> states_, std::vector<Tensor> weights_, MaybeTensor batch_sizes_,
           std::vector<Tensor> operands_)
         : spec(spec_),
-          on_cpu(x_.is_cpu() && !(kEmulated && cuda_runs(spec.cell))),
+          on_cpu(x_.is_cpu() && !(kEmulated && cuda_runs(spec.cell) && spec.heads == 1)),
           stored(x_.scalar_type()),
           computed(is_half(stored) && on_cpu ? ScalarType::Float : stored),
           widened(computed != stored),
@@ -94,6 +94,7 @@ struct Layer {
           operands(std::move(operands_)),
           batch_sizes(std::move(batch_sizes_)) {
         check(on_cpu || cuda_runs(spec.cell), "fastrnn: no CUDA engine runs the cell ", spec.info().name);
+        check(on_cpu || spec.heads == 1, "fastrnn: no CUDA engine runs heads");
         check(stored == ScalarType::Float || stored == ScalarType::Double || is_half(stored),
               "fastrnn: x must be float32, float64, bfloat16 or float16");
         shape.directions = spec.bidirectional ? 2 : 1;
@@ -164,6 +165,10 @@ struct Layer {
             shape.projection = w_hr.size(0);
         }
         recurrent = projected ? shape.projection : shape.hidden;
+        shape.heads = spec.heads;
+        const auto divides = [&](int64_t width) { return width > 0 && width % (shape.heads * kUnitAlignment) == 0; };
+        check(shape.heads == 1 || (spec.info().recurrent && divides(shape.hidden) && divides(recurrent)),
+              "fastrnn: each of ", shape.heads, " heads must have a multiple of ", kUnitAlignment, " units");
         const auto check_matrix = [&](const char* name, const Tensor& w, int64_t length) {
             if (!scaled) return check_shape(name, w, {gates * shape.hidden, length});
             check_shape(name, w,
@@ -172,7 +177,7 @@ struct Layer {
         for (int d = 0; d < shape.directions; ++d) {
             Tensor* w = &weights[static_cast<size_t>(d * weights_per_direction)];
             check_matrix("w_ih", w[0], shape.input);
-            if (spec.info().recurrent) check_matrix("w_hh", w[1], recurrent);
+            if (spec.info().recurrent) check_matrix("w_hh", w[1], recurrent / shape.heads);
             const char *const biases[] = {"b_ih", "b_hh"}, *const scales[] = {"scale_ih", "scale_hh"};
             for (int i = 0; i < base() - matrices(); ++i) {
                 check_shape(biases[i], w[matrices() + i], {gates * shape.hidden});

@@ -24,14 +24,17 @@ inline constexpr BitField kBatchFirst{"batch_first", 17, 1};
 inline constexpr BitField kBidirectional{"bidirectional", 18, 1};
 inline constexpr BitField kSingleStep{"single_step", 19, 1};  // x [B, I]; states lack D
 inline constexpr BitField kQuiet{"quiet", 20, 1};             // forward returns [] for arguments that it refuses
-inline constexpr BitField kAll[] = {kCell, kActivation, kHasBiases, kBatchFirst, kBidirectional, kSingleStep, kQuiet};
-inline constexpr int kBits = 21;
+inline constexpr BitField kHeads{"heads", 21, 12};            // of the recurrent weights, less one
+inline constexpr BitField kAll[] = {kCell,          kActivation, kHasBiases, kBatchFirst,
+                                    kBidirectional, kSingleStep, kQuiet,     kHeads};
+inline constexpr int kBits = 33;
 }  // namespace spec_fields
 
 struct Spec {
     Cell cell;
     Activation activation;
     bool has_biases, batch_first, bidirectional, single_step, quiet;
+    int64_t heads;
 
     explicit Spec(int64_t bits)
         : cell(static_cast<Cell>(spec_fields::kCell.of(bits))),
@@ -40,7 +43,8 @@ struct Spec {
           batch_first(spec_fields::kBatchFirst.of(bits)),
           bidirectional(spec_fields::kBidirectional.of(bits)),
           single_step(spec_fields::kSingleStep.of(bits)),
-          quiet(spec_fields::kQuiet.of(bits)) {
+          quiet(spec_fields::kQuiet.of(bits)),
+          heads(spec_fields::kHeads.of(bits) + 1) {
         if (bits < 0 || bits >> spec_fields::kBits || spec_fields::kCell.of(bits) >= kCellCount ||
             spec_fields::kActivation.of(bits) >= kActivationCount ||
             (!info().has_activation && activation != Activation::tanh)) {

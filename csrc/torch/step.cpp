@@ -61,6 +61,7 @@ void run(const FastrnnStep& step, const void* x) {
     p.shape.hidden = step.hidden;
     p.shape.projection = step.projection;
     p.shape.directions = 1;
+    p.shape.heads = step.heads;
     p.x = x;
     p.x_stride_batch = step.input;
     p.y_stride_batch = step.projection ? step.projection : step.hidden;

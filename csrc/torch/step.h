@@ -10,7 +10,7 @@ extern "C" {
 // contiguous.
 struct FastrnnStep {
     int64_t cell, activation, is_float64, weight_format;  // enumerators
-    int64_t batch, input, hidden, projection;
+    int64_t batch, input, hidden, projection, heads;
     void *h, *c;  // [B, R], [B, H], read and written
     void* y;      // [B, R]: the next layer's x
     const void *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;

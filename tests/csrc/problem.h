@@ -21,9 +21,11 @@ struct Problem {
     int directions;
     std::vector<int64_t> batch_sizes;  // empty: not packed
     bool biases, states;               // states: h0 and c0 are given
+    int64_t heads = 1;
 
     int64_t gates() const { return fastrnn::gate_count(cell) * hidden; }
     int64_t recurrent() const { return projection ? projection : hidden; }
+    int64_t head_length() const { return recurrent() / heads; }
     bool has_c() const { return fastrnn::has_cell_state(cell); }
     bool layer_norm() const {
         return cell == Cell::lstm_layer_norm || cell == Cell::gru_layer_norm || cell == Cell::rnn_layer_norm;
@@ -52,6 +54,7 @@ struct Problem {
         text += fastrnn::kActivations[static_cast<int>(activation)];
         text += "-B" + std::to_string(batch) + "-T" + std::to_string(time) + "-I" + std::to_string(input);
         text += "-H" + std::to_string(hidden) + (projection ? "-P" + std::to_string(projection) : "");
+        text += heads > 1 ? "-heads" + std::to_string(heads) : "";
         return text + (directions == 2 ? "-bi" : "") + (batch_sizes.empty() ? "" : "-packed") +
                (biases ? "" : "-nobias") + (states ? "" : "-nostate");
     }
@@ -87,10 +90,10 @@ class Random {
 // the layer's arguments; y, h_n and c_n hold the gradients that come in
 inline Tensors random_tensors(const Problem& p) {
     Random random(static_cast<uint64_t>(p.hidden * 131 + p.input * 17 + p.batch));
-    const double recurrent = std::exp2(std::floor(-std::log2(p.recurrent()) / 2));  // states neither fade nor grow
+    const double recurrent = std::exp2(std::floor(-std::log2(p.head_length()) / 2));  // states neither fade nor grow
     Tensors t;
     for (int d = 0; d < p.directions; ++d) {
-        t.weights[d] = {random(p.gates() * p.input, 0.25),    random(p.gates() * p.recurrent(), recurrent),
+        t.weights[d] = {random(p.gates() * p.input, 0.25),    random(p.gates() * p.head_length(), recurrent),
                         random(p.biases ? p.gates() : 0, 1),  random(p.biases ? p.gates() : 0, 1),
                         random(p.projection * p.hidden, 0.5), {}};
         for (int i = 0; i < p.operands(); ++i) t.weights[d].operands[i] = random(p.operand_size(i), 1);
@@ -172,8 +175,8 @@ class Reference {
     void step(const Weights& w, const Vars& x, Vars& h, Vars& c) const {
         const int64_t H = p_.hidden;
         const auto at = [](const Vars& v, int64_t i) { return v[static_cast<size_t>(i)]; };
-        const Vars products_x = product(w.w_ih, w.b_ih, w.operands[0], x);
-        const Vars products_h = product(w.w_hh, w.b_hh, w.operands[1], h);
+        const Vars products_x = product(w.w_ih, w.b_ih, w.operands[0], x, 1);
+        const Vars products_h = product(w.w_hh, w.b_hh, w.operands[1], h, p_.heads);
         const auto from_x = [&](int64_t gate, int64_t u) { return at(products_x, gate * H + u); };
         const auto from_h = [&](int64_t gate, int64_t u) { return at(products_h, gate * H + u); };
         const bool is_gru = p_.gates() == 3 * H;
@@ -194,7 +197,7 @@ class Reference {
                 const Var z = sigmoid(from_x(1, u) + from_h(1, u));
                 const Var n = p_.cell != Cell::gru_reset_before
                                   ? activate(from_x(2, u) + sigmoid(from_x(0, u) + from_h(0, u)) * from_h(2, u))
-                                  : activate(from_x(2, u) + affine(w.w_hh, w.b_hh, 2 * H + u, reset_h));
+                                  : activate(from_x(2, u) + affine(w.w_hh, w.b_hh, 2 * H + u, reset_h, p_.heads));
                 h_next.push_back((Var(1.0) - z) * n + z * at(h, u));
             }
         }
@@ -206,15 +209,15 @@ class Reference {
         h = h_next;
         if (p_.projection) {
             h.clear();
-            for (int64_t r = 0; r < p_.projection; ++r) h.push_back(affine(w.w_hr, {}, r, h_next));
+            for (int64_t r = 0; r < p_.projection; ++r) h.push_back(affine(w.w_hr, {}, r, h_next, 1));
         }
     }
 
     // what each row of a matrix adds to the preactivations
-    Vars product(const Vars& matrix, const Vars& bias, const Vars& gain, const Vars& v) const {
+    Vars product(const Vars& matrix, const Vars& bias, const Vars& gain, const Vars& v, int64_t heads) const {
         Vars found;
         for (int64_t row = 0; row < p_.gates(); ++row) {
-            found.push_back(affine(matrix, p_.layer_norm() ? Vars() : bias, row, v));
+            found.push_back(affine(matrix, p_.layer_norm() ? Vars() : bias, row, v, heads));
         }
         return p_.layer_norm() ? layer_norm(found, gain, bias) : found;
     }
@@ -232,9 +235,14 @@ class Reference {
         return found;
     }
 
-    static Var affine(const Vars& matrix, const Vars& bias, int64_t row, const Vars& v) {
+    // with several heads row is gate * H + unit, and the unit's head meets its part of v
+    Var affine(const Vars& matrix, const Vars& bias, int64_t row, const Vars& v, int64_t heads) const {
+        const size_t length = v.size() / static_cast<size_t>(heads);
+        const size_t first = heads == 1 ? 0 : static_cast<size_t>(row % p_.hidden / (p_.hidden / heads)) * length;
         Var sum = bias.empty() ? Var(0.0) : bias[static_cast<size_t>(row)];
-        for (size_t i = 0; i < v.size(); ++i) sum = sum + matrix[static_cast<size_t>(row) * v.size() + i] * v[i];
+        for (size_t i = 0; i < length; ++i) {
+            sum = sum + matrix[static_cast<size_t>(row) * length + i] * v[first + i];
+        }
         return sum;
     }
 

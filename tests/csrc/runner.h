@@ -183,6 +183,7 @@ class Runner {
         params.cell = p_.cell;
         params.activation = p_.activation;
         params.shape = {p_.time, p_.batch, p_.rows(), p_.input, p_.hidden, p_.projection, p_.directions, nullptr};
+        params.shape.heads = p_.heads;
         if (!p_.batch_sizes.empty()) {
             params.shape.batch_sizes = p_.batch_sizes.data();
             params.shape.packed = layout_ != Layout::ragged;

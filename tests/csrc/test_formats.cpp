@@ -22,7 +22,7 @@ class StoredWeights {
    public:
     StoredWeights(const Problem& p, Tensors::Direction& w, WeightFormat format)
         : w_ih_(store(p, w.w_ih, p.input, scale_ih_, format)),
-          w_hh_(store(p, w.w_hh, p.recurrent(), scale_hh_, format)),
+          w_hh_(store(p, w.w_hh, p.head_length(), scale_hh_, format)),
           w_hr_(format == WeightFormat::bfloat16 ? bfloat16(w.w_hr) : Bytes(0)) {}
 
     void fill(fastrnn::Weights& weights) const {
@@ -158,5 +158,12 @@ int main(int argc, char** argv) {
             test({cell, Activation::tanh, s.time, s.batch, s.input, s.hidden, 0, 2, falling, true, true});
         }
     }
+    for (Cell cell : {Cell::lstm, Cell::gru, Cell::gru_reset_before, Cell::rnn}) {
+        for (int64_t heads : {2, 3}) {
+            test({cell, Activation::tanh, 40, 1, 9, 48 * heads, 0, 1, {}, true, true, heads});
+            test({cell, Activation::tanh, 5, 20, 9, 64 * heads, 0, 2, {}, true, true, heads});
+        }
+    }
+    test({Cell::lstm, Activation::tanh, 5, 3, 9, 64, 32, 2, {}, true, true, 2});
     return finish();
 }

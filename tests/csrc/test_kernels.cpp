@@ -200,6 +200,35 @@ void test_activations() {
     }
 }
 
+// heads of one panel, of several, and of a part of one; with threads that share a head and that have their own
+void test_heads() {
+    struct Heads {
+        int64_t heads, length;
+    };
+    const Heads shapes[] = {{2, 16}, {3, 48}, {4, 64}, {2, 80}};
+    for (Cell cell : kCells) {
+        const bool one_gate = fastrnn::gate_count(cell) == 1;
+        for (const Heads& shape : shapes) {
+            const int64_t hidden = shape.heads * shape.length;
+            const auto run = [&](int64_t time, int64_t batch, int directions, bool packed, bool states) {
+                const auto batch_sizes = packed ? falling_batch_sizes(time, batch) : std::vector<int64_t>();
+                test({cell, Activation::tanh, time, batch, 7, hidden, 0, directions, batch_sizes, true, states,
+                      shape.heads});
+            };
+            run(4, 3, 2, true, true);
+            run(one_gate ? 60 : 20, 1, 1, false, true);
+            run(1, 19, 2, false, true);  // rows in lanes
+            run(2, 2, 1, false, false);  // weights as they lie
+            run(9, 12, 1, true, false);
+        }
+        if (!fastrnn::cell_info(cell).may_project) continue;
+        for (int64_t projection : {32, 64, 96}) {
+            test({cell, Activation::tanh, 5, 3, 6, 64, projection, 2, {}, true, true, 2});
+            test({cell, Activation::tanh, 3, 5, 60, 160, projection, 1, falling_batch_sizes(3, 5), true, true, 2});
+        }
+    }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -212,6 +241,7 @@ int main(int argc, char** argv) {
     test_sizes();
     test_activations();
     test_threads();
+    test_heads();
     for (Cell cell : kCells) test_absent_gradients({cell, Activation::tanh, 4, 3, 5, 9, 0, 2, {}, true, true});
     test_absent_gradients({Cell::lstm, Activation::tanh, 4, 3, 5, 9, 4, 2, {3, 2, 2, 1}, true, false});
     return finish();

@@ -89,6 +89,9 @@ struct Shape {
     const int64_t* batch_sizes;      // [T], falling from B: rows that take part in each step; null when all B do
     bool packed = false;             // rows of x and y lie one after another, a step's after those of the step before
     const int64_t* order = nullptr;  // [B]: row b of a step is row order[b] of states and of unpacked x and y; null: b
+    // Of the recurrent weights, which are block-diagonal: the units of head k meet head k's part of h alone. Divides H
+    // and R, into multiples of kUnitAlignment where it is not 1.
+    int64_t heads = 1;
 };
 
 // Values that a cell takes beside its gates, a value a unit: [T, B, H], or with a stride of 0 the same for all steps or
@@ -101,7 +104,7 @@ struct Operand {
 // One direction's parameters in the layout of torch.nn; all contiguous.
 struct Weights {
     const void* w_ih;  // [G*H, I]
-    const void* w_hh;  // [G*H, R], of a recurrent cell
+    const void* w_hh;  // [G*H, R / heads], of a recurrent cell: row g * H + u is gate g's of unit u, whatever its head
     const void* b_ih;  // [G*H], or null with b_hh
     const void* b_hh;  // [G*H], of a recurrent cell
     const void* w_hr;  // [P, H], or null

@@ -1,0 +1,170 @@
+"""What LSTM, GRU and RNN share: from the arguments of torch.nn to a call of :mod:`fastrnn.functional`."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from fastrnn._autograd import Refused, layer
+from fastrnn._base import Base, are_strided, is_alike, is_state, is_uniform
+from fastrnn._compat import is_any_autocast_enabled, weight_names
+from fastrnn._masks import check_probability
+from fastrnn._spec import QUIET
+from fastrnn.functional import Stack, run_stack
+
+
+def _are_batch_sizes(batch_sizes: Tensor, rows: int) -> bool:
+    """Whether they are what pack_padded_sequence makes; a PackedSequence made by hand may hold anything."""
+    if batch_sizes.dtype != torch.int64 or batch_sizes.dim() != 1:
+        return False
+    sizes = batch_sizes.tolist()
+    return sum(sizes) == rows and sizes[-1] > 0 and sizes == sorted(sizes, reverse=True)
+
+
+class Layers(Base, nn.RNNBase):
+    """LSTM, GRU and RNN. They are no torch.nn.LSTM, GRU or RNN, because torch.compile refuses those."""
+
+    recompute: bool = False
+    weight_dropout: float
+
+    _own_options: ClassVar[dict[str, Any]] = {**Base._own_options, "weight_dropout": 0.0}
+
+    def __init__(
+        self,
+        *args: Any,
+        recompute: bool = False,
+        heads: int = 1,
+        weight_dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._add_heads(heads)
+        self.weight_dropout = check_probability("weight_dropout", weight_dropout)
+        if recompute:
+            self.recompute = True
+
+    def _add_layer_norm(self, layer_norm: bool) -> None:
+        self.layer_norm = self._cell.check("layer_norm", layer_norm)
+        directions = ("", "_reverse") if self.bidirectional else ("",)
+        self._add_operands([f"_l{k}{direction}" for k in range(self.num_layers) for direction in directions])
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (", recompute=True" if self.recompute else "")
+
+    def _forward(self, input: Any, hx: Any) -> Any:
+        if (
+            self.num_layers == 1
+            and type(input) is Tensor
+            and input.is_cpu
+            and input.layout is torch.strided
+            and input.dim() == 3
+            and not torch.compiler.is_compiling()
+            and not is_any_autocast_enabled()
+        ):
+            found = self._forward_one_layer(input, hx)
+            if found is not None:
+                return found
+        elif not torch.compiler.is_compiling() and (node := self._traced(input, hx)) is not None:
+            return node
+        x, batch_sizes, order, inverse = (
+            input if isinstance(input, PackedSequence) else (input, None, None, None)
+        )
+        states, weights = self._states(hx), self._weights()
+        if states is None or not self._takes(x, batch_sizes, states, weights):
+            return self._forward_by_torch(input, hx)
+        y: Any
+        if batch_sizes is not None:
+            if order is not None:
+                states = [s.index_select(1, order) for s in states]
+            y, *final = self._run(x, states, weights, batch_sizes)
+            if inverse is not None:
+                final = [s.index_select(1, inverse) for s in final]
+            y = PackedSequence(y, batch_sizes, order, inverse)
+        else:
+            y, *final = self._run(x, states, weights, None)
+        return y, final[0] if len(final) == 1 else tuple(final)
+
+    def _forward_one_layer(self, x: Tensor, hx: Any) -> tuple[Any, Any] | None:
+        """What the op, whose own checks take no time, makes of the arguments; None where it refuses them."""
+        states, weights = self._states(hx), self._weights()
+        if states is None or self.recompute or weights[0].dtype != x.dtype or not are_strided(states):
+            return None
+        if self.training and self.weight_dropout:
+            return None
+        try:
+            operands = self._operands() if self._operand_names else ()
+            found = layer(self._layer_spec() | QUIET, x, states, weights, None, operands)
+        except Refused:
+            return None
+        except RuntimeError:
+            if is_uniform(weights):
+                raise
+            return None  # a weight is no tensor, so there was no call
+        return (found[0], found[1]) if len(found) == 2 else (found[0], (found[1], found[2]))
+
+    def _forward_by_torch(self, input: Any, hx: Any) -> Any:
+        if self.heads > 1:  # which torch.nn cannot run, but it checks the arguments
+            is_packed = isinstance(input, PackedSequence)
+            x, batch_sizes = (input.data, input.batch_sizes) if is_packed else (input, None)
+            states = self._states(hx)
+            if isinstance(x, Tensor) and states is not None:
+                if x.dim() == 2 and not is_packed:
+                    x, states = x.unsqueeze(0 if self.batch_first else 1), [s.unsqueeze(1) for s in states]
+                self.check_input(x, batch_sizes)
+                if states:
+                    given: Any = tuple(states) if len(states) > 1 else states[0]
+                    self.check_forward_args(x, given, batch_sizes)
+            raise self._refusal()
+        return super()._forward_by_torch(input, hx)
+
+    def _layer_spec(self) -> int:
+        return self._cell.spec(self._choice(), self.bias, self.batch_first, self.bidirectional, self.heads)
+
+    def _weights(self) -> list[Tensor]:
+        """torch's flat list, read anew: weights may be replaced, parametrized or lent by functional_call."""
+        parameters: dict[str, Any] = self._parameters
+        try:
+            return [parameters[name] for name in weight_names(self)]
+        except KeyError:
+            return [getattr(self, name) for name in weight_names(self)]
+
+    def _suits(self, x: Any, weights: Sequence[Tensor]) -> bool:
+        return isinstance(x, Tensor) and is_uniform(weights) and is_alike(x, weights[0])
+
+    def _takes(
+        self, x: Any, batch_sizes: Tensor | None, states: Sequence[Tensor], weights: list[Tensor]
+    ) -> bool:
+        if not self._suits(x, weights):
+            return False
+        shape = x.shape
+        batch: tuple[int, ...] = ()
+        if len(shape) == 3 and batch_sizes is None:
+            time, batch = (shape[1], (shape[0],)) if self.batch_first else (shape[0], (shape[1],))
+        elif len(shape) == 2:
+            time = shape[0]
+        else:
+            return False
+        if time == 0 or shape[-1] != self.input_size:
+            return False
+        if batch_sizes is not None:
+            if torch.compiler.is_compiling():  # it cannot look into a tensor; the op will
+                batch = tuple(states[0].shape[1:2]) if states else ()
+            elif _are_batch_sizes(batch_sizes, time):
+                batch = (int(batch_sizes[0]),)
+            else:
+                return False
+        rows = self.num_layers * (2 if self.bidirectional else 1)
+        sizes = (self.proj_size or self.hidden_size, self.hidden_size)
+        return all(is_state(s, (rows, *batch, size), x) for s, size in zip(states, sizes, strict=False))
+
+    def _run(
+        self, x: Tensor, states: Sequence[Tensor], weights: list[Tensor], batch_sizes: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """(y, *final_states)"""
+        return run_stack(self._stack(), x, states or None, weights, batch_sizes, self._operands())
+
+    def _stack(self) -> Stack:
+        spec, dropouts = self._layer_spec(), (self.dropout, self.weight_dropout)
+        return Stack(spec, self.num_layers, self.training, *dropouts, self.recompute)
