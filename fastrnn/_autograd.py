@@ -68,7 +68,12 @@ def reference_layer(
     family, choice = _spec.family_of(spec)
     flags = (bool(spec & bit) for bit in (_spec.HAS_BIASES, _spec.BATCH_FIRST, _spec.BIDIRECTIONAL))
     initial = states or (None,) * family.states
-    return family.reference(x, *initial, weights, batch_sizes, operands, *flags, *choice)
+    masks: Sequence[Tensor] = ()
+    if spec & _spec.RECURRENT_MASK:  # the last one of each direction
+        count = _spec.operands_of(spec)
+        masks = operands[count - 1 :: count]
+        operands = [operand for index, operand in enumerate(operands) if index % count < count - 1]
+    return family.reference(x, *initial, weights, batch_sizes, operands, *flags, *choice, masks)
 
 
 def _differentiates(x: Tensor, *others: Sequence[Tensor]) -> bool:
@@ -106,7 +111,7 @@ def _flatten(call: Call) -> tuple[Any, ...]:
 
 def _unflatten(spec: int, states: int, batch_sizes: Tensor | None, *inputs: Tensor) -> Call:
     directions = 2 if spec & _spec.BIDIRECTIONAL else 1
-    operands = len(inputs) - directions * _spec.cell_of(spec).operands
+    operands = len(inputs) - directions * _spec.operands_of(spec)
     x, *rest = inputs[:operands]
     return Call(spec, x, rest[:states], rest[states:], batch_sizes, inputs[operands:])
 

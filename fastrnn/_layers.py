@@ -28,8 +28,13 @@ class Layers(Base, nn.RNNBase):
 
     recompute: bool = False
     weight_dropout: float
+    recurrent_dropout: float
 
-    _own_options: ClassVar[dict[str, Any]] = {**Base._own_options, "weight_dropout": 0.0}
+    _own_options: ClassVar[dict[str, Any]] = {
+        **Base._own_options,
+        "weight_dropout": 0.0,
+        "recurrent_dropout": 0.0,
+    }
 
     def __init__(
         self,
@@ -37,11 +42,13 @@ class Layers(Base, nn.RNNBase):
         recompute: bool = False,
         heads: int = 1,
         weight_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._add_heads(heads)
         self.weight_dropout = check_probability("weight_dropout", weight_dropout)
+        self.recurrent_dropout = check_probability("recurrent_dropout", recurrent_dropout)
         if recompute:
             self.recompute = True
 
@@ -91,7 +98,7 @@ class Layers(Base, nn.RNNBase):
         states, weights = self._states(hx), self._weights()
         if states is None or self.recompute or weights[0].dtype != x.dtype or not are_strided(states):
             return None
-        if self.training and self.weight_dropout:
+        if self.training and (self.weight_dropout or self.recurrent_dropout):
             return None
         try:
             operands = self._operands() if self._operand_names else ()
@@ -166,5 +173,5 @@ class Layers(Base, nn.RNNBase):
         return run_stack(self._stack(), x, states or None, weights, batch_sizes, self._operands())
 
     def _stack(self) -> Stack:
-        spec, dropouts = self._layer_spec(), (self.dropout, self.weight_dropout)
+        spec, dropouts = self._layer_spec(), (self.dropout, self.weight_dropout, self.recurrent_dropout)
         return Stack(spec, self.num_layers, self.training, *dropouts, self.recompute)

@@ -12,7 +12,8 @@ by itself. states are h0 [D, B, R] and, for an LSTM, c0 [D, B, H], or none at al
 weights are torch's flat list of the layer; with several heads w_hh is [G*H, R / heads]. Without training the matrices
 may be bfloat16, or int8 as :mod:`fastrnn.quantized` packs them, with the scales of w_ih and w_hh behind the other
 weights of the direction; x and the rest are then float32. operands are what a cell takes beside its gates, for each
-direction, each [H], [B, H] or [T, B, H]. spec is made by :mod:`fastrnn._spec`; a quiet layer_forward returns [] instead
+direction, each [H], [B, H] or [T, B, H], and last, if the spec has a recurrent mask, the mask [B, R] that h is times
+where it enters the recurrent product. spec is made by :mod:`fastrnn._spec`; a quiet layer_forward returns [] instead
 of an error for arguments that do not fit. y has x's layout and D*R features. Without training there is no reserve
 [D, N, S, padded_units(H)], which is what backward needs to know. d_outputs are the gradients of the outputs but of
 reserve, None for zeros. needs says which gradients to compute; those that are not needed come back with shape [0].

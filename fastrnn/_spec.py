@@ -43,9 +43,9 @@ _CELL_MASK, _ACTIVATION_MASK = (1 << _CELL_COUNT) - 1, (1 << _ACTIVATION_COUNT) 
 _HEADS_FIRST, _HEADS_COUNT = map(int, FACTS["spec"]["heads"])
 MOST_HEADS = 1 << _HEADS_COUNT
 _KIND_MASK = _CELL_MASK << _CELL_FIRST | _ACTIVATION_MASK << _ACTIVATION_FIRST
-HAS_BIASES, BATCH_FIRST, BIDIRECTIONAL, SINGLE_STEP, QUIET = (
+HAS_BIASES, BATCH_FIRST, BIDIRECTIONAL, SINGLE_STEP, QUIET, RECURRENT_MASK = (
     1 << int(FACTS["spec"][name][0])
-    for name in ("has_biases", "batch_first", "bidirectional", "single_step", "quiet")
+    for name in ("has_biases", "batch_first", "bidirectional", "single_step", "quiet", "recurrent_mask")
 )
 NEEDS_X, NEEDS_STATES, NEEDS_WEIGHTS, NEEDS_OPERANDS = (
     1 << int(FACTS["needs"][name][0]) for name in ("x", "states", "weights", "operands")
@@ -138,6 +138,11 @@ def cell_of(spec: int) -> Cell:
 def outputs_of(spec: int) -> int:
     """y and the final states; of a single step the states alone."""
     return cell_of(spec).states + (0 if spec & SINGLE_STEP else 1)
+
+
+def operands_of(spec: int) -> int:
+    """Of a direction: the cell's, and a recurrent mask."""
+    return cell_of(spec).operands + (1 if spec & RECURRENT_MASK else 0)
 
 
 def heads_of(spec: int) -> int:

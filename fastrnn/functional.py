@@ -16,13 +16,14 @@ from torch import Tensor
 from fastrnn import _cuda, _ops
 from fastrnn._autograd import layer, reference_layer
 from fastrnn._heads import check_heads, have_kernels, joined
-from fastrnn._masks import drop_weights
+from fastrnn._masks import add_recurrent_masks, drop_weights
 from fastrnn._spec import (
     BATCH_FIRST,
     BIDIRECTIONAL,
     GRU,
     HAS_BIASES,
     LSTM,
+    RECURRENT_MASK,
     RNN,
     cell_of,
     family_of,
@@ -57,6 +58,7 @@ def lstm(
     recompute: bool = False,
     heads: int = 1,
     weight_dropout: float = 0.0,
+    recurrent_dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A stack of LSTM layers.
 
@@ -72,13 +74,13 @@ def lstm(
         operands: with layer_norm, for each layer and direction its gains ln_ih and ln_hh [4*H], ln_c_weight and
             ln_c_bias [H]
         heads: of the recurrent weights; w_hh is then [4*H, R / heads]
-        recompute, weight_dropout: as in :class:`fastrnn.LSTM`; weight_dropout acts in training alone
+        recompute, weight_dropout, recurrent_dropout: as in :class:`fastrnn.LSTM`; the latter two act in training alone
 
     Returns:
         y with x's layout and D*R features, and h_n and c_n like hx
     """
     spec = LSTM.spec((activation, layer_norm), has_biases, batch_first, bidirectional, check_heads(heads))
-    stack = Stack(spec, num_layers, training, dropout, weight_dropout, recompute)
+    stack = Stack(spec, num_layers, training, dropout, weight_dropout, recurrent_dropout, recompute)
     y, h_n, c_n = run_stack(stack, x, hx, weights, batch_sizes, operands)
     return y, h_n, c_n
 
@@ -102,6 +104,7 @@ def gru(
     recompute: bool = False,
     heads: int = 1,
     weight_dropout: float = 0.0,
+    recurrent_dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """A stack of GRU layers.
 
@@ -121,7 +124,7 @@ def gru(
     spec = GRU.spec(
         (reset_after, activation, layer_norm), has_biases, batch_first, bidirectional, check_heads(heads)
     )
-    stack = Stack(spec, num_layers, training, dropout, weight_dropout, recompute)
+    stack = Stack(spec, num_layers, training, dropout, weight_dropout, recurrent_dropout, recompute)
     y, h_n = run_stack(stack, x, None if hx is None else (hx,), weights, batch_sizes, operands)
     return y, h_n
 
@@ -144,6 +147,7 @@ def rnn(
     recompute: bool = False,
     heads: int = 1,
     weight_dropout: float = 0.0,
+    recurrent_dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """A stack of Elman layers.
 
@@ -159,7 +163,7 @@ def rnn(
         y with x's layout and D*H features, h_n like hx
     """
     spec = RNN.spec((nonlinearity, layer_norm), has_biases, batch_first, bidirectional, check_heads(heads))
-    stack = Stack(spec, num_layers, training, dropout, weight_dropout, recompute)
+    stack = Stack(spec, num_layers, training, dropout, weight_dropout, recurrent_dropout, recompute)
     y, h_n = run_stack(stack, x, None if hx is None else (hx,), weights, batch_sizes, operands)
     return y, h_n
 
@@ -172,6 +176,7 @@ class Stack(NamedTuple):
     training: bool
     dropout: float  # of the outputs of every layer but the last
     weight_dropout: float = 0.0
+    recurrent_dropout: float = 0.0
     recompute: bool = False
 
     @property
@@ -202,8 +207,13 @@ def run_stack(
     if not have_kernels(stack.spec, x, weights):
         spec, weights = joined(stack.spec, weights, stack.num_layers)
         stack = stack._replace(spec=spec)
+    if stack.training and stack.recurrent_dropout:
+        rows, width, _ = _sizes(stack, x, states, weights, batch_sizes)
+        directions = stack.num_layers * stack.directions
+        operands = add_recurrent_masks(operands, directions, stack.recurrent_dropout, x, rows, width)
+        stack = stack._replace(spec=stack.spec | RECURRENT_MASK)
     family, choice = family_of(stack.spec)
-    has_torch = family.is_torchs(choice)
+    has_torch = family.is_torchs(choice) and not stack.spec & RECURRENT_MASK
     if not _ops.has_kernels(x) or (operands and x.is_cuda):
         if has_torch:
             return _run_torch(stack, x, states, weights, batch_sizes)
@@ -226,7 +236,7 @@ def run_layers(
     batch_sizes: Tensor | None,
     operands: Sequence[Tensor] = (),
 ) -> tuple[Tensor, ...]:
-    spec, num_layers, training, dropout, _, recompute = stack
+    spec, num_layers, training, dropout, *_, recompute = stack
     if recompute:
         run_layer = partial(run_layer, recompute=True)
     initial: Sequence[Tensor] = ()
@@ -316,11 +326,20 @@ def _run_autocast(
 def _zeros(
     stack: Stack, x: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None
 ) -> tuple[Tensor, ...]:
-    if batch_sizes is None:
+    batch, *widths = _sizes(stack, x, None, weights, batch_sizes)
+    rows = stack.num_layers * stack.directions
+    return tuple(x.new_zeros(rows, batch, width) for width in widths[: cell_of(stack.spec).states])
+
+
+def _sizes(
+    stack: Stack, x: Tensor, states: _States, weights: Sequence[Tensor], batch_sizes: Tensor | None
+) -> tuple[int, int, int]:
+    """(B, R, H)"""
+    if states is not None:
+        batch = states[0].shape[1]
+    elif batch_sizes is None:
         batch = x.shape[0 if stack.spec & BATCH_FIRST else 1]
     else:
         batch = int(batch_sizes[0])
-    cell = cell_of(stack.spec)
-    sizes = weights[1].shape[1] * heads_of(stack.spec), weights[1].shape[0] // cell.gates
-    rows = stack.num_layers * stack.directions
-    return tuple(x.new_zeros(rows, batch, size) for size in sizes[: cell.states])
+    recurrent = weights[1].shape[1] * heads_of(stack.spec)
+    return batch, recurrent, weights[1].shape[0] // cell_of(stack.spec).gates

@@ -24,7 +24,7 @@ def _check_no_projection(arguments: dict[str, Any]) -> None:
 
 
 class LSTM(Layers):
-    """A multi-layer LSTM: :class:`torch.nn.LSTM`, with its arguments, and five options more.
+    """A multi-layer LSTM: :class:`torch.nn.LSTM`, with its arguments, and six options more.
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype:
@@ -40,6 +40,8 @@ class LSTM(Layers):
             multiples of 16, recurrent products take so many times less time
         weight_dropout: the probability with which, in training, an element of ``weight_hh`` becomes zero, one mask a
             call (DropConnect; Merity et al. 2018); the others grow by 1 / (1 - weight_dropout)
+        recurrent_dropout: the same of the elements of h where it enters the recurrent product, one mask [B, R] a call
+            for all steps (Gal and Ghahramani 2016); the h that is carried and returned stays as it is
 
     Shape:
         - input: [T, B, I], [B, T, I] if batch_first, [T, I], or a PackedSequence
@@ -76,6 +78,7 @@ class LSTM(Layers):
         recompute: bool = False,
         heads: int = 1,
         weight_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
     ) -> None: ...
     @overload
     def __init__(
@@ -102,7 +105,7 @@ class LSTM(Layers):
 
 
 class GRU(Layers):
-    """A multi-layer GRU: :class:`torch.nn.GRU`, with its arguments, and six options more.
+    """A multi-layer GRU: :class:`torch.nn.GRU`, with its arguments, and seven options more.
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype:
@@ -113,7 +116,7 @@ class GRU(Layers):
         layer_norm: normalise both products over all gates of a row (Ba et al. 2016), with gains ``ln_ih_weight_l{k}``
             and ``ln_hh_weight_l{k}`` [3*H], suffix ``_reverse``; r acts on the n of LN(W_hh h) + b_hh, so it needs
             reset_after
-        recompute, heads, weight_dropout: as in :class:`LSTM`
+        recompute, heads, weight_dropout, recurrent_dropout: as in :class:`LSTM`
 
     Shape:
         - input: [T, B, I], [B, T, I] if batch_first, [T, I], or a PackedSequence
@@ -146,6 +149,7 @@ class GRU(Layers):
         recompute: bool = False,
         heads: int = 1,
         weight_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
     ) -> None: ...
     @overload
     def __init__(
@@ -182,14 +186,14 @@ class GRU(Layers):
 
 
 class RNN(Layers):
-    """A multi-layer Elman network: :class:`torch.nn.RNN`, with its arguments, and four options more.
+    """A multi-layer Elman network: :class:`torch.nn.RNN`, with its arguments, and five options more.
 
     Args:
         input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional, device, dtype:
             as in :class:`torch.nn.RNN`
         layer_norm: normalise both products of a row (Ba et al. 2016), with gains ``ln_ih_weight_l{k}`` and
             ``ln_hh_weight_l{k}`` [H], suffix ``_reverse``
-        recompute, heads, weight_dropout: as in :class:`LSTM`
+        recompute, heads, weight_dropout, recurrent_dropout: as in :class:`LSTM`
 
     Shape:
         - input: [T, B, I], [B, T, I] if batch_first, [T, I], or a PackedSequence
@@ -218,6 +222,7 @@ class RNN(Layers):
         recompute: bool = False,
         heads: int = 1,
         weight_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
     ) -> None: ...
     @overload
     def __init__(self, *args: Any, layer_norm: bool = False, **kwargs: Any) -> None: ...

@@ -35,7 +35,8 @@ def quantize(module: nn.Module, weights: str = "int8") -> nn.Module:
     No gradients flow through the new layers. Their ``state_dict`` is loaded into what ``quantize`` makes of a module of
     the same sizes; in it an int8 matrix is ``weight_* [G*H, K]`` beside ``weight_*_scale [G*H]``. Casts (``.double()``,
     ``.half()``) leave the layers as they are: they take and give float32. Away from the CPU, calls widen their weights.
-    Hooks stay; weight_dropout, which is for training, is left out. Cells and all other modules are copied as they are.
+    Hooks stay; weight_dropout and recurrent_dropout, which are for training, are left out. Cells and all other modules
+    are copied as they are.
 
     Args:
         module: a layer of fastrnn or of torch.nn in float32, or a model that has some

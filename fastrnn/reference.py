@@ -3,7 +3,7 @@
 The ``*_step`` functions carry the formulas. The ``*_layer`` functions run them over a sequence; they take what the
 ``*_forward`` ops take, but ``training``. Letters: T time, B batch, N rows of a packed sequence, I input, H hidden,
 P projection, R = P or H, D directions. Gates lie in torch's order, i f g o and r z n, on the first axis of a weight.
-With several heads a w_hh has R / heads columns.
+With several heads a w_hh has R / heads columns. masks are those of recurrent dropout, [B, R] for each direction.
 """
 
 from collections.abc import Callable, Sequence
@@ -53,6 +53,10 @@ def recurrent_product(h: Tensor, w: Tensor, b: Tensor | None, gain: Tensor | Non
     return joined if b is None else joined + b
 
 
+def masked(h: Tensor, mask: Tensor | None) -> Tensor:
+    return h if mask is None else h * mask
+
+
 def lstm_step(
     x: Tensor,
     h: Tensor,
@@ -64,16 +68,19 @@ def lstm_step(
     w_hr: Tensor | None = None,
     activation: str = "tanh",
     norm: Sequence[Tensor] = (),
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One step of :class:`torch.nn.LSTM`; ``w_hr`` projects h (Sak et al. 2014, https://arxiv.org/abs/1402.1128).
 
     norm is empty or, for layer normalisation of both products and of c' on its way to the output, their gains [4*H]
-    and the gain and the bias [H] of c'.
+    and the gain and the bias [H] of c'. mask [B, R] is what h is times where it enters the recurrent product (Gal and
+    Ghahramani 2016, https://arxiv.org/abs/1512.05287).
 
     x [B, I], h [B, R], c [B, H], w_ih [4*H, I], w_hh [4*H, R], b_ih and b_hh [4*H], w_hr [P, H] -> (h, c)
     """
     act = ACTIVATIONS[activation]
     gain_ih, gain_hh, gain_c, bias_c = norm or (None,) * 4
+    h = masked(h, mask)
     i, f, g, o = (product(x, w_ih, b_ih, gain_ih) + recurrent_product(h, w_hh, b_hh, gain_hh, 4)).chunk(4, -1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * act(g)
     h = torch.sigmoid(o) * act(c if gain_c is None else F.layer_norm(c, gain_c.shape, gain_c, bias_c))
@@ -90,11 +97,13 @@ def gru_step(
     reset_after: bool = True,
     activation: str = "tanh",
     norm: Sequence[Tensor] = (),
+    mask: Tensor | None = None,
 ) -> Tensor:
     """One step of :class:`torch.nn.GRU`, whose candidate is n = act(W x + b + r * (U h + d)); without reset_after of
     the original, n = act(W x + b + U (r * h) + d) (Cho et al. 2014, https://arxiv.org/abs/1406.1078).
 
-    norm is empty or, for layer normalisation with reset_after, the gains [3*H] of both products.
+    norm is empty or, for layer normalisation with reset_after, the gains [3*H] of both products. mask [B, H] is what h
+    is times where it enters a recurrent product, U h and U (r * h), but not where z blends it with the candidate.
 
     x [B, I], h [B, H], w_ih [3*H, I], w_hh [3*H, H], b_ih and b_hh [3*H] -> h
     """
@@ -102,14 +111,14 @@ def gru_step(
     gain_ih, gain_hh = norm or (None, None)
     x_r, x_z, x_n = product(x, w_ih, b_ih, gain_ih).chunk(3, -1)
     if reset_after:
-        h_r, h_z, h_n = recurrent_product(h, w_hh, b_hh, gain_hh, 3).chunk(3, -1)
+        h_r, h_z, h_n = recurrent_product(masked(h, mask), w_hh, b_hh, gain_hh, 3).chunk(3, -1)
         n = act(x_n + torch.sigmoid(x_r + h_r) * h_n)
     else:
         size = h.shape[-1]
         w_rz, w_n = w_hh[: 2 * size], w_hh[2 * size :]
         b_rz, b_n = (None, None) if b_hh is None else (b_hh[: 2 * size], b_hh[2 * size :])
-        h_r, h_z = recurrent_product(h, w_rz, b_rz, None, 2).chunk(2, -1)
-        n = act(x_n + recurrent_product(torch.sigmoid(x_r + h_r) * h, w_n, b_n, None, 1))
+        h_r, h_z = recurrent_product(masked(h, mask), w_rz, b_rz, None, 2).chunk(2, -1)
+        n = act(x_n + recurrent_product(torch.sigmoid(x_r + h_r) * masked(h, mask), w_n, b_n, None, 1))
     z = torch.sigmoid(x_z + h_z)
     return (1 - z) * n + z * h
 
@@ -123,17 +132,18 @@ def rnn_step(
     b_hh: Tensor | None = None,
     nonlinearity: str = "tanh",
     norm: Sequence[Tensor] = (),
+    mask: Tensor | None = None,
 ) -> Tensor:
     """One step of :class:`torch.nn.RNN`: h = act(W x + b + U h + d).
 
-    norm is empty or, for layer normalisation, the gains [H] of both products.
+    norm is empty or, for layer normalisation, the gains [H] of both products. mask [B, H] is what h is times where it
+    enters the recurrent product.
 
     x [B, I], h [B, H], w_ih [H, I], w_hh [H, H], b_ih and b_hh [H] -> h
     """
     gain_ih, gain_hh = norm or (None, None)
-    return ACTIVATIONS[nonlinearity](
-        product(x, w_ih, b_ih, gain_ih) + recurrent_product(h, w_hh, b_hh, gain_hh, 1)
-    )
+    from_h = recurrent_product(masked(h, mask), w_hh, b_hh, gain_hh, 1)
+    return ACTIVATIONS[nonlinearity](product(x, w_ih, b_ih, gain_ih) + from_h)
 
 
 def lstm_layer(
@@ -148,18 +158,19 @@ def lstm_layer(
     bidirectional: bool,
     activation: str,
     layer_norm: bool,
+    masks: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x [T, B, I], [B, T, I] if batch_first, or [N, I] if packed; h0 [D, B, R], c0 [D, B, H] or None for zeros
     -> (y like x with D*R features, h_n [D, B, R], c_n [D, B, H])."""
 
-    def step(x: Tensor, h: Tensor, c: Tensor, w: _Direction) -> tuple[Tensor, ...]:
+    def step(x: Tensor, h: Tensor, c: Tensor, w: _Direction, mask: Tensor | None) -> tuple[Tensor, ...]:
         w_ih, w_hh, b_ih, b_hh, w_hr, norm = w
-        return lstm_step(x, h, c, w_ih, w_hh, b_ih, b_hh, w_hr, activation, norm)
+        return lstm_step(x, h, c, w_ih, w_hh, b_ih, b_hh, w_hr, activation, norm, mask)
 
     directions = _directions(weights, operands, has_biases, bidirectional)
     hidden, w_hr = weights[1].shape[0] // 4, directions[0][4]
     sizes = hidden if w_hr is None else w_hr.shape[0], hidden
-    y, h_n, c_n = _layer(step, x, (h0, c0), sizes, directions, batch_sizes, batch_first)
+    y, h_n, c_n = _layer(step, x, (h0, c0), sizes, directions, batch_sizes, batch_first, masks)
     return y, h_n, c_n
 
 
@@ -175,16 +186,17 @@ def gru_layer(
     reset_after: bool,
     activation: str,
     layer_norm: bool,
+    masks: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor]:
     """x [T, B, I], [B, T, I] if batch_first, or [N, I] if packed; h0 [D, B, H] or None for zeros
     -> (y like x with D*H features, h_n [D, B, H])."""
 
-    def step(x: Tensor, h: Tensor, w: _Direction) -> tuple[Tensor, ...]:
+    def step(x: Tensor, h: Tensor, w: _Direction, mask: Tensor | None) -> tuple[Tensor, ...]:
         w_ih, w_hh, b_ih, b_hh, _, norm = w
-        return (gru_step(x, h, w_ih, w_hh, b_ih, b_hh, reset_after, activation, norm),)
+        return (gru_step(x, h, w_ih, w_hh, b_ih, b_hh, reset_after, activation, norm, mask),)
 
     directions = _directions(weights, operands, has_biases, bidirectional)
-    y, h_n = _layer(step, x, (h0,), (weights[1].shape[0] // 3,), directions, batch_sizes, batch_first)
+    y, h_n = _layer(step, x, (h0,), (weights[1].shape[0] // 3,), directions, batch_sizes, batch_first, masks)
     return y, h_n
 
 
@@ -199,16 +211,17 @@ def rnn_layer(
     bidirectional: bool,
     nonlinearity: str,
     layer_norm: bool,
+    masks: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor]:
     """x [T, B, I], [B, T, I] if batch_first, or [N, I] if packed; h0 [D, B, H] or None for zeros
     -> (y like x with D*H features, h_n [D, B, H])."""
 
-    def step(x: Tensor, h: Tensor, w: _Direction) -> tuple[Tensor, ...]:
+    def step(x: Tensor, h: Tensor, w: _Direction, mask: Tensor | None) -> tuple[Tensor, ...]:
         w_ih, w_hh, b_ih, b_hh, _, norm = w
-        return (rnn_step(x, h, w_ih, w_hh, b_ih, b_hh, nonlinearity, norm),)
+        return (rnn_step(x, h, w_ih, w_hh, b_ih, b_hh, nonlinearity, norm, mask),)
 
     directions = _directions(weights, operands, has_biases, bidirectional)
-    y, h_n = _layer(step, x, (h0,), (weights[1].shape[0],), directions, batch_sizes, batch_first)
+    y, h_n = _layer(step, x, (h0,), (weights[1].shape[0],), directions, batch_sizes, batch_first, masks)
     return y, h_n
 
 
@@ -238,6 +251,7 @@ def _layer(
     directions: list[_Direction],
     batch_sizes: Tensor | None,
     batch_first: bool,
+    masks: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
     """y and the final states; rows of a packed sequence that have ended keep their state."""
     if batch_sizes is None:
@@ -254,7 +268,8 @@ def _layer(
         rows: list[Tensor] = []
         for row in reversed(steps) if direction else steps:
             active = row.shape[0]
-            new = step(row, *(s[:active] for s in state), weights)
+            mask = masks[direction][:active] if masks else None
+            new = step(row, *(s[:active] for s in state), weights, mask)
             state = tuple(torch.cat((n, s[active:])) for n, s in zip(new, state, strict=True))
             rows.append(new[0])
         outputs.append(rows[::-1] if direction else rows)

@@ -272,8 +272,8 @@ def run_forward(module: nn.Module, case: Case, inputs: Inputs) -> Results:
     return dict(zip(("y", "h_n", "c_n"), outputs, strict=False))
 
 
-def reference_forward(case: Case, parameters: dict[str, Tensor]) -> Forward:
-    """A stack of fastrnn.reference layers that is called as a torch.nn module is."""
+def reference_forward(case: Case, parameters: dict[str, Tensor], masks: Sequence[Tensor] = ()) -> Forward:
+    """A stack of fastrnn.reference layers that is called as a torch.nn module is; masks of each layer and direction."""
 
     weights = ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * case.bias
     weights += ["weight_hr"] * bool(case.projection)
@@ -287,7 +287,8 @@ def reference_forward(case: Case, parameters: dict[str, Tensor]) -> Forward:
         flags = (case.bias, first, case.bidirectional)
         states = (h0, c0)[: family.states]
         given = of_layer(weights, layer), sizes, of_layer(case.operands, layer)
-        return family.reference(x, *states, *given, *flags, *case.choice)
+        own = masks[layer * case.directions : (layer + 1) * case.directions]
+        return family.reference(x, *states, *given, *flags, *case.choice, own)
 
     def forward(x: Any, state: Any) -> Any:
         packed, unbatched = isinstance(x, PackedSequence), case.layout == "unbatched"
@@ -316,10 +317,12 @@ def reference_forward(case: Case, parameters: dict[str, Tensor]) -> Forward:
     return forward
 
 
-def run_reference(module: nn.Module, case: Case, inputs: Inputs, **options: Any) -> Results:
+def run_reference(
+    module: nn.Module, case: Case, inputs: Inputs, masks: Sequence[Tensor] = (), **options: Any
+) -> Results:
     """The reference with a module's parameters."""
     parameters = dict(module.named_parameters())
-    forward = reference_forward(case, parameters)
+    forward = reference_forward(case, parameters, masks)
     return run(forward, parameters.items(), inputs, batch_first=case.batch_first, **options)
 
 

@@ -255,6 +255,7 @@ class BackwardPass : BackwardLayout<T> {
             current.arithmetic(block.tile);
         }
         if (!current.has_product) return;
+        if (current.masked) mask_operands(now, stage, rows, units, columns);
         // What a product makes, the gradient of what was multiplied, the next stage reads of its own units alone: there
         // is no barrier behind it.
         place.rows.wait();
@@ -262,23 +263,43 @@ class BackwardPass : BackwardLayout<T> {
         const int64_t first_row = now.steps.first_row(now.t) - now.chunk.first_row;
         const int64_t at = stage < k_.stages ? k_.recurrent[stage].begin * hidden_padded_ : 0;
         const int64_t stride = padded_units(current.columns);
+        T* const target = current.masked ? buffers_[now.d].d_masked : current.d_operand;
+        const Init init = current.masked ? Init::zero : current.init;
         const T* const d_values = current.d_values + at + (first_row + rows.begin) * current.stride;
         for_each_head(current, columns, [&](int64_t head, const T* const* w, Range own) {
-            T* const d_operand = current.d_operand + head * current.head_columns;
+            T* const d_operand = target + head * current.head_columns;
             multiply_by_weights(
                 d_values + head * current.head_units, current.stride, rows.end - rows.begin, current.reduction,
                 current.packed ? current.packed + head * current.packed_head() : nullptr, w, own, current.head_columns,
-                [&](int64_t r) { return d_operand + (rows.begin + r) * stride; }, current.init, nullptr, scratch);
+                [&](int64_t r) { return d_operand + (rows.begin + r) * stride; }, init, static_cast<T*>(nullptr),
+                scratch);
         });
+        for (int64_t b = rows.begin; current.masked && b < rows.end; ++b) {
+            multiply_by_mask(target + b * stride, mask_row(now, b, current.columns), columns, current.columns,
+                             current.init, current.d_operand + b * stride);
+        }
     }
 
-    // with panels of weights, or with the weights as they lie where there are none
-    template <class RowAt>
-    static void multiply_by_weights(const T* a, int64_t a_stride, int64_t rows, const Reduction& reduction,
-                                    const T* packed, const T* const* w, Range range, int64_t width, const RowAt& c,
-                                    Init init, T* edge, T* near) {
-        packed ? multiply_wide(a, a_stride, rows, reduction, packed, range, width, c, init, edge)
-               : multiply_lying(a, a_stride, rows, reduction, w, range, width, c, init, edge, near);
+    const T* mask_row(const Moment& now, int64_t b, int64_t width) const {
+        return as(p_.weights[now.d].recurrent_mask) + now.steps.row_of(b) * width;
+    }
+
+    // for the gradients of the weights what the products multiplied, of these columns of h and units of what the stage
+    // handed on
+    void mask_operands(const Moment& now, int stage, Range rows, Range units, Range columns) const {
+        const Buffers& buffers = buffers_[now.d];
+        if (!p_.d_weights[now.d].d_w_hh) return;
+        for (int64_t b = rows.begin; b < rows.end; ++b) {
+            const int64_t in_chunk = now.steps.first_row(now.t) + b - now.chunk.first_row;
+            if (stage == 0) {
+                multiply_by_mask(previous_h(now.d, now.steps, now.step, b), mask_row(now, b, recurrent_), columns,
+                                 recurrent_, Init::zero, buffers.masked_h + in_chunk * recurrent_padded_);
+            }
+            if (stage + 1 < k_.stages) {
+                T* const handed_on = buffers.stages[stage + 1].operand + in_chunk * hidden_padded_;
+                multiply_by_mask(handed_on, mask_row(now, b, s_.hidden), units, s_.hidden, Init::zero, handed_on);
+            }
+        }
     }
 
     // -- after a chunk ------------------------------------------------------------------------------------------------
@@ -352,6 +373,7 @@ class BackwardPass : BackwardLayout<T> {
         sum_products(k_.input, out.d_w_ih, Heads{1, s_.hidden, s_.input},
                      [&](int64_t r) { return x.at(steps, chunk.first_row + r); });
         sum_products(k_.recurrent[0], out.d_w_hh, heads_, [&](int64_t r) {
+            if (b.stages[0].masked) return static_cast<const T*>(b.masked_h + r * recurrent_padded_);
             const int64_t t = steps.time_of_row(chunk.first_row + r);
             return previous_h(d, steps, steps.time_of(t), chunk.first_row + r - steps.first_row(t));
         });

@@ -3,6 +3,7 @@
 
 #include "functions-inl.h"
 #include "gradient-inl.h"
+#include "mask-inl.h"
 
 namespace fastrnn {
 namespace {
@@ -35,6 +36,7 @@ struct BackwardLayout {
         int64_t columns;               // that the product makes
         T* operand;                    // [K, Hp] what the product multiplied, again; null: h
         T* d_operand;                  // [B, columns padded]
+        bool masked;                   // what was multiplied was h, or what the stage before handed on, times the mask
         Init init;                     // of d_operand
 
         int64_t packed_head() const { return reduction.segments * head_units * padded_units(head_columns); }
@@ -52,6 +54,8 @@ struct BackwardLayout {
         T* d_h;       // [B, Rp]: on its way back through time
         T* d_c;       // [B, Hp]
         T* d_x;       // [N, I]: the second direction's part
+        T* masked_h;  // [K, Rp]: what the first product multiplied, with a mask
+        T* d_masked;  // [B, padded]: gradients of what a product multiplied, with a mask
     };
 
     BackwardLayout(const BackwardParams& params, void* workspace)
@@ -91,6 +95,9 @@ struct BackwardLayout {
         b.packed_ih = packs_x ? arena_.take<T>(k_.input.count * s_.hidden * padded_units(s_.input)) : nullptr;
         find_rows(w.w_ih, s_.input, k_.input, b.w_ih);
         b.d_x = arena_.take<T>(p_.d_x && d == 1 ? s_.rows * s_.input : 0);
+        const bool masked = w.recurrent_mask != nullptr;
+        b.masked_h = arena_.take<T>(masked ? chunk_rows_ * recurrent_padded_ : 0);
+        b.d_masked = arena_.take<T>(masked ? s_.batch * max(hidden_padded_, recurrent_padded_) : 0);
         for (int i = 0; i < stages_; ++i) {
             const bool projects = i == k_.stages;
             const SlotRange slots = projects ? SlotRange{0, 1} : k_.recurrent[i];
@@ -106,6 +113,7 @@ struct BackwardLayout {
             stage.d_values = projects ? arena_.take<T>(chunk_rows_ * padded) : b.d_values;
             stage.reduction = {slots.count, stage.head_units, padded, 1};
             stage.has_product = slots.count > 0;
+            stage.masked = masked && !projects;
             stage.packed = stage.has_product && s_.time > kLyingSteps
                                ? arena_.take<T>(stage.heads * stage.packed_head())
                                : nullptr;

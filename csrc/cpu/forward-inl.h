@@ -27,7 +27,7 @@ class ForwardPass : ForwardLayout<T> {
     using Layout::arena_, Layout::grain_, Layout::buffers_, Layout::by_tiles_, Layout::chunk_, Layout::flags_,
         Layout::hidden_padded_, Layout::k_;
     using Layout::barriers_, Layout::head_rows_, Layout::heads_, Layout::keeps_slots_, Layout::offsets_, Layout::p_;
-    using Layout::packs_tiles_, Layout::prepared_;
+    using Layout::masked_, Layout::masked_padded_, Layout::masked_rows_, Layout::packs_tiles_, Layout::prepared_;
     using Layout::prepared_rows_, Layout::prepared_size_, Layout::recurrent_, Layout::recurrent_padded_, Layout::s_;
     using Layout::stages_, Layout::storage_, Layout::threads_, Layout::tile_, Layout::tile_size_, Layout::tiles_;
     using Layout::zeros_, Layout::kLanes;
@@ -63,6 +63,7 @@ class ForwardPass : ForwardLayout<T> {
     struct Scratch {
         T* tile;
         T* prepared;  // rows as weights of fewer bits meet them
+        T* masked;    // rows times the mask
     };
 
     // a step, and where it stands
@@ -76,7 +77,8 @@ class ForwardPass : ForwardLayout<T> {
         Place place = find_place<T>(s_, k_.gates, grain_, storage_.bytes, barriers_, flags_, threads, thread);
         for (int d = place.first_direction; d <= place.last_direction; ++d) {
             prepare_weights(d, place);
-            const Scratch scratch{tiles_ + thread * tile_size_, prepared_ + thread * prepared_rows_ * prepared_size_};
+            const Scratch scratch{tiles_ + thread * tile_size_, prepared_ + thread * prepared_rows_ * prepared_size_,
+                                  masked_ + thread * masked_rows_ * masked_padded_};
             if (place.works) run_direction(d, place, scratch);
         }
     }
@@ -241,6 +243,19 @@ class ForwardPass : ForwardLayout<T> {
         return stage == 0 ? previous_h(now, b) : buffers_[now.d].stages[stage - 1].handed_on + b * hidden_padded_;
     }
 
+    // what a stage's product multiplies, as far as the heads of these units meet it, times the mask
+    void mask_operands(const Moment& now, int stage, const T* mask, Range rows, Range units, T* masked) const {
+        const int64_t length = buffers_[now.d].stages[stage].product.length, width = heads_.count * length;
+        Range features{0, width};
+        if (heads_.count > 1) {
+            features = {units.begin / heads_.units * length, (units.end + heads_.units - 1) / heads_.units * length};
+        }
+        for (int64_t b = rows.begin; b < rows.end; ++b) {
+            multiply_by_mask(operand_row(now, stage, b), mask + now.steps.row_of(b) * width, features, width,
+                             Init::zero, masked + (b - rows.begin) * masked_padded_);
+        }
+    }
+
     // a block of rows, by their addresses
     struct Block {
         const T *operand[kRowBlock], *h[kRowBlock], *c[kRowBlock], *extra[kMaxOperands][kRowBlock];
@@ -290,9 +305,12 @@ class ForwardPass : ForwardLayout<T> {
         const Product<T>& product = current.product;
         const ProductForm<T>* form = product.form;
         const bool projects = stage == k_.stages, after_all = k_.whole_rows && !projects;
+        const T* const mask = projects ? nullptr : static_cast<const T*>(p_.weights[now.d].recurrent_mask);
         const auto given_row = [&](int64_t head, int64_t b) {
-            return operand_row(now, stage, b) + head * product.length;
+            const T* row = mask ? scratch.masked + (b - rows.begin) * masked_padded_ : operand_row(now, stage, b);
+            return row + head * product.length;
         };
+        if (mask && form) mask_operands(now, stage, mask, rows, place.units, scratch.masked);
         const auto prepared_row = [&](int64_t head, int64_t b) {
             return scratch.prepared + (head * head_rows_ + b - rows.begin) * prepared_size_;
         };

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "functions-inl.h"
+#include "mask-inl.h"
 #include "product-inl.h"
 
 namespace fastrnn {
@@ -52,6 +53,7 @@ struct ForwardLayout {
           recurrent_(s_.projection ? s_.projection : s_.hidden),
           hidden_padded_(padded_units(s_.hidden)),
           recurrent_padded_(padded_units(recurrent_)),
+          masked_padded_(max(hidden_padded_, recurrent_padded_)),
           keeps_slots_(params.reserve && k_.saved > 0),
           arena_(workspace) {
         threads_ = useful_threads<T>(s_, k_.gates, 1, params.threads);
@@ -87,6 +89,8 @@ struct ForwardLayout {
         head_rows_ = round_up(s_.batch, kLanes);
         prepared_rows_ = prepared_size_ ? max(rows_of_x, heads_.count * head_rows_) : 0;
         prepared_ = arena_.take<T>(threads_ * prepared_rows_ * prepared_size_);
+        masked_rows_ = p_.weights[0].recurrent_mask ? s_.batch : 0;
+        masked_ = arena_.take<T>(threads_ * masked_rows_ * masked_padded_);
     }
 
     void choose_chunk(int64_t step_bytes, int64_t weight_bytes) {
@@ -173,7 +177,7 @@ struct ForwardLayout {
     const int stages_;
     const Heads heads_;
     const int64_t tile_;  // units
-    const int64_t recurrent_, hidden_padded_, recurrent_padded_;
+    const int64_t recurrent_, hidden_padded_, recurrent_padded_, masked_padded_;
     const bool keeps_slots_;  // the reserve holds the slots
     Arena arena_;
     int threads_, barriers_;  // of a step, where units are split
@@ -188,6 +192,8 @@ struct ForwardLayout {
     T* tiles_;  // a tile of packed w_ih for each thread
     int64_t head_rows_, prepared_rows_, prepared_size_;
     T* prepared_;  // [threads][rows][size]; of h, [head_rows_] of each head one after another
+    int64_t masked_rows_;
+    T* masked_;  // [threads][rows][padded]: what a product multiplies, times the mask
     Buffers buffers_[2];
 };
 

@@ -129,5 +129,13 @@ void multiply_lying(const T* a, int64_t a_stride, int64_t rows, const Reduction&
     }
 }
 
+// with panels of B, or with B as it lies where there are none
+template <class T, class RowAt>
+void multiply_by_weights(const T* a, int64_t a_stride, int64_t rows, const Reduction& reduction, const T* packed,
+                         const T* const* w, Range range, int64_t width, const RowAt& c, Init init, T* edge, T* near) {
+    packed ? multiply_wide(a, a_stride, rows, reduction, packed, range, width, c, init, edge)
+           : multiply_lying(a, a_stride, rows, reduction, w, range, width, c, init, edge, near);
+}
+
 }  // namespace
 }  // namespace fastrnn

@@ -80,7 +80,7 @@ struct Layer {
     Layer(Spec spec_, Tensor x_, std::vector<Tensor> states_, std::vector<Tensor> weights_, MaybeTensor batch_sizes_,
           std::vector<Tensor> operands_)
         : spec(spec_),
-          on_cpu(x_.is_cpu() && !(kEmulated && cuda_runs(spec.cell) && spec.heads == 1)),
+          on_cpu(x_.is_cpu() && !(kEmulated && cuda_runs(spec.cell) && spec.plain())),
           stored(x_.scalar_type()),
           computed(is_half(stored) && on_cpu ? ScalarType::Float : stored),
           widened(computed != stored),
@@ -94,7 +94,7 @@ struct Layer {
           operands(std::move(operands_)),
           batch_sizes(std::move(batch_sizes_)) {
         check(on_cpu || cuda_runs(spec.cell), "fastrnn: no CUDA engine runs the cell ", spec.info().name);
-        check(on_cpu || spec.heads == 1, "fastrnn: no CUDA engine runs heads");
+        check(on_cpu || spec.plain(), "fastrnn: no CUDA engine runs heads or a recurrent mask");
         check(stored == ScalarType::Float || stored == ScalarType::Double || is_half(stored),
               "fastrnn: x must be float32, float64, bfloat16 or float16");
         shape.directions = spec.bidirectional ? 2 : 1;
@@ -215,13 +215,23 @@ struct Layer {
         }
     }
 
+    // of a direction: the cell's, and a recurrent mask
+    int operand_count() const { return spec.info().operands + (spec.recurrent_mask ? 1 : 0); }
+
     void read_operands() {
-        const auto count = static_cast<size_t>(shape.directions * spec.info().operands);
+        check(!spec.recurrent_mask || spec.info().recurrent, "fastrnn: the cell has no recurrent product");
+        const auto count = static_cast<size_t>(shape.directions * operand_count());
         check(operands.size() == count, "fastrnn: expected ", count, " operands, got ", operands.size());
         for (size_t i = 0; i < operands.size(); ++i) {
             Tensor& operand = operands[i];
             check_kind("an operand", operand, stored);
-            if (static_cast<int>(i) % spec.info().operands < spec.info().gate_operands) {
+            const int place = static_cast<int>(i) % operand_count();
+            if (place == spec.info().operands) {
+                check_shape("a recurrent mask", operand, {shape.batch, recurrent});
+                operand = dense(operand);
+                continue;
+            }
+            if (place < spec.info().gate_operands) {
                 check_shape("an operand", operand, {spec.info().gates * shape.hidden});
                 operand = dense(operand);
                 continue;
@@ -342,10 +352,13 @@ struct Layer {
             if (spec.has_biases && recurrent_too) p.weights[d].b_hh = w[3].data_ptr();
             if (shape.projection) p.weights[d].w_hr = w[base()].data_ptr();
             for (int i = 0; i < spec.info().operands; ++i) {
-                const Tensor& operand = operands[static_cast<size_t>(d * spec.info().operands + i)];
+                const Tensor& operand = operands[static_cast<size_t>(d * operand_count() + i)];
                 const int64_t dim = operand.dim();
                 p.weights[d].operands[i] = {operand.data_ptr(), dim == 3 ? shape.batch * shape.hidden : 0,
                                             dim >= 2 ? shape.hidden : 0};
+            }
+            if (spec.recurrent_mask) {
+                p.weights[d].recurrent_mask = operands[static_cast<size_t>((d + 1) * operand_count() - 1)].data_ptr();
             }
             if (format != WeightFormat::int8) continue;
             const Tensor* scale = w + base() + (shape.projection ? 1 : 0);

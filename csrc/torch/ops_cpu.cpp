@@ -127,9 +127,9 @@ std::vector<Tensor> run_backward(Layer& layer, std::vector<MaybeTensor> d_output
     }
     for (size_t i = 0; i < layer.operands.size(); ++i) {  // those of whole sequences and of rows are no parameters
         const bool needed = needs.operands && layer.operands[i].dim() == 1;
-        const auto count = static_cast<size_t>(cell.operands);
-        p.d_weights[i / count].d_operands[i % count] =
-            next(needed, needed ? layer.empty_like_weight(layer.operands[i]) : layer.nothing());
+        const auto count = static_cast<size_t>(layer.operand_count());
+        void* const made = next(needed, needed ? layer.empty_like_weight(layer.operands[i]) : layer.nothing());
+        if (needed) p.d_weights[i / count].d_operands[i % count] = made;
     }
     run(p, layer);
     for (Tensor& gradient : gradients) gradient = layer.narrow(gradient);

@@ -22,12 +22,13 @@ inline constexpr BitField kActivation{"activation", 8, 8};  // of Activation; 0 
 inline constexpr BitField kHasBiases{"has_biases", 16, 1};
 inline constexpr BitField kBatchFirst{"batch_first", 17, 1};
 inline constexpr BitField kBidirectional{"bidirectional", 18, 1};
-inline constexpr BitField kSingleStep{"single_step", 19, 1};  // x [B, I]; states lack D
-inline constexpr BitField kQuiet{"quiet", 20, 1};             // forward returns [] for arguments that it refuses
-inline constexpr BitField kHeads{"heads", 21, 12};            // of the recurrent weights, less one
-inline constexpr BitField kAll[] = {kCell,          kActivation, kHasBiases, kBatchFirst,
-                                    kBidirectional, kSingleStep, kQuiet,     kHeads};
-inline constexpr int kBits = 33;
+inline constexpr BitField kSingleStep{"single_step", 19, 1};        // x [B, I]; states lack D
+inline constexpr BitField kQuiet{"quiet", 20, 1};                   // forward returns [] for arguments that it refuses
+inline constexpr BitField kHeads{"heads", 21, 12};                  // of the recurrent weights, less one
+inline constexpr BitField kRecurrentMask{"recurrent_mask", 33, 1};  // the last operand of a direction
+inline constexpr BitField kAll[] = {kCell,       kActivation, kHasBiases, kBatchFirst,   kBidirectional,
+                                    kSingleStep, kQuiet,      kHeads,     kRecurrentMask};
+inline constexpr int kBits = 34;
 }  // namespace spec_fields
 
 struct Spec {
@@ -35,6 +36,7 @@ struct Spec {
     Activation activation;
     bool has_biases, batch_first, bidirectional, single_step, quiet;
     int64_t heads;
+    bool recurrent_mask;
 
     explicit Spec(int64_t bits)
         : cell(static_cast<Cell>(spec_fields::kCell.of(bits))),
@@ -44,7 +46,8 @@ struct Spec {
           bidirectional(spec_fields::kBidirectional.of(bits)),
           single_step(spec_fields::kSingleStep.of(bits)),
           quiet(spec_fields::kQuiet.of(bits)),
-          heads(spec_fields::kHeads.of(bits) + 1) {
+          heads(spec_fields::kHeads.of(bits) + 1),
+          recurrent_mask(spec_fields::kRecurrentMask.of(bits)) {
         if (bits < 0 || bits >> spec_fields::kBits || spec_fields::kCell.of(bits) >= kCellCount ||
             spec_fields::kActivation.of(bits) >= kActivationCount ||
             (!info().has_activation && activation != Activation::tanh)) {
@@ -54,6 +57,8 @@ struct Spec {
     }
 
     const CellInfo& info() const { return cell_info(cell); }
+    // whether a step is the cell's own, with one block of weights that meets h as it is
+    bool plain() const { return heads == 1 && !recurrent_mask; }
 };
 
 // Which gradients layer_backward is to compute, its `needs`.

@@ -22,6 +22,7 @@ struct Problem {
     std::vector<int64_t> batch_sizes;  // empty: not packed
     bool biases, states;               // states: h0 and c0 are given
     int64_t heads = 1;
+    bool masked = false;  // there is a recurrent mask
 
     int64_t gates() const { return fastrnn::gate_count(cell) * hidden; }
     int64_t recurrent() const { return projection ? projection : hidden; }
@@ -54,6 +55,7 @@ struct Problem {
         text += fastrnn::kActivations[static_cast<int>(activation)];
         text += "-B" + std::to_string(batch) + "-T" + std::to_string(time) + "-I" + std::to_string(input);
         text += "-H" + std::to_string(hidden) + (projection ? "-P" + std::to_string(projection) : "");
+        text += masked ? "-masked" : "";
         text += heads > 1 ? "-heads" + std::to_string(heads) : "";
         return text + (directions == 2 ? "-bi" : "") + (batch_sizes.empty() ? "" : "-packed") +
                (biases ? "" : "-nobias") + (states ? "" : "-nostate");
@@ -65,6 +67,7 @@ struct Tensors {
     struct Direction {
         std::vector<double> w_ih, w_hh, b_ih, b_hh, w_hr;
         std::vector<double> operands[fastrnn::kMaxOperands];
+        std::vector<double> recurrent_mask = {};  // [B, R], or empty
     };
     Direction weights[2];
     std::vector<double> x, h0, c0, y, h_n, c_n;
@@ -97,6 +100,7 @@ inline Tensors random_tensors(const Problem& p) {
                         random(p.biases ? p.gates() : 0, 1),  random(p.biases ? p.gates() : 0, 1),
                         random(p.projection * p.hidden, 0.5), {}};
         for (int i = 0; i < p.operands(); ++i) t.weights[d].operands[i] = random(p.operand_size(i), 1);
+        t.weights[d].recurrent_mask = random(p.masked ? p.batch * p.recurrent() : 0, 1);
     }
     const int64_t states = p.directions * p.batch;
     t.x = random(p.rows() * p.input, 2);
@@ -127,6 +131,7 @@ class Reference {
             for (int i = 0; i < p.operands(); ++i) weights[d].operands[i] = leaves(w.operands[i]);
             for (int64_t b = 0; b < p.batch; ++b) {
                 const int64_t state = d * p.batch + b;
+                mask_ = p.masked ? w.recurrent_mask.data() + b * p.recurrent() : nullptr;
                 std::vector<Var> h = slice(h0, state, p.recurrent()), c = slice(c0, state, p.hidden);
                 for (int64_t i = 0; i < p.length(b); ++i) {
                     const int64_t row = p.row_of(d ? p.length(b) - 1 - i : i, b);
@@ -176,7 +181,7 @@ class Reference {
         const int64_t H = p_.hidden;
         const auto at = [](const Vars& v, int64_t i) { return v[static_cast<size_t>(i)]; };
         const Vars products_x = product(w.w_ih, w.b_ih, w.operands[0], x, 1);
-        const Vars products_h = product(w.w_hh, w.b_hh, w.operands[1], h, p_.heads);
+        const Vars products_h = product(w.w_hh, w.b_hh, w.operands[1], masked(h), p_.heads);
         const auto from_x = [&](int64_t gate, int64_t u) { return at(products_x, gate * H + u); };
         const auto from_h = [&](int64_t gate, int64_t u) { return at(products_h, gate * H + u); };
         const bool is_gru = p_.gates() == 3 * H;
@@ -195,9 +200,10 @@ class Reference {
                 h_next.push_back(activate(from_x(0, u) + from_h(0, u)));
             } else {
                 const Var z = sigmoid(from_x(1, u) + from_h(1, u));
-                const Var n = p_.cell != Cell::gru_reset_before
-                                  ? activate(from_x(2, u) + sigmoid(from_x(0, u) + from_h(0, u)) * from_h(2, u))
-                                  : activate(from_x(2, u) + affine(w.w_hh, w.b_hh, 2 * H + u, reset_h, p_.heads));
+                const Var n =
+                    p_.cell != Cell::gru_reset_before
+                        ? activate(from_x(2, u) + sigmoid(from_x(0, u) + from_h(0, u)) * from_h(2, u))
+                        : activate(from_x(2, u) + affine(w.w_hh, w.b_hh, 2 * H + u, masked(reset_h), p_.heads));
                 h_next.push_back((Var(1.0) - z) * n + z * at(h, u));
             }
         }
@@ -211,6 +217,12 @@ class Reference {
             h.clear();
             for (int64_t r = 0; r < p_.projection; ++r) h.push_back(affine(w.w_hr, {}, r, h_next, 1));
         }
+    }
+
+    // as it enters a recurrent product
+    Vars masked(Vars v) const {
+        for (size_t i = 0; mask_ && i < v.size(); ++i) v[i] = v[i] * Var(mask_[i]);
+        return v;
     }
 
     // what each row of a matrix adds to the preactivations
@@ -274,6 +286,7 @@ class Reference {
 
     const Problem& p_;
     std::vector<double> slopes_;
+    const double* mask_ = nullptr;  // of the row at work
 };
 
 }  // namespace fastrnn_test

@@ -64,6 +64,7 @@ class Runner {
                 weights_.emplace_back(*part);
             }
             for (const std::vector<double>& operand : w.operands) operands_.emplace_back(operand);
+            masks_.emplace_back(reordered(w.recurrent_mask, false, 1));
         }
     }
 
@@ -154,11 +155,11 @@ class Runner {
    private:
     using Reserve = typename Library::template Reserve<T>;
 
-    // a state [D, B, width] with its rows in the layout's order, and back
+    // a state [D, B, width] with its rows in the layout's order, and back; or one of fewer directions
     template <class U>
-    std::vector<U> reordered(const std::vector<U>& state, bool back) const {
+    std::vector<U> reordered(const std::vector<U>& state, bool back, int directions) const {
         std::vector<U> moved(state.size());
-        const int64_t rows = p_.directions * p_.batch;
+        const int64_t rows = directions * p_.batch;
         const int64_t width = rows ? static_cast<int64_t>(state.size()) / rows : 0;
         for (int64_t row = 0; row < rows; ++row) {
             const int64_t place = row / p_.batch * p_.batch + place_of(p_, layout_, row % p_.batch);
@@ -167,8 +168,10 @@ class Runner {
         }
         return moved;
     }
-    std::vector<double> placed(const std::vector<double>& state) const { return reordered(state, false); }
-    std::vector<T> taken(const Array<T>& state) const { return reordered(state.values(), true); }
+    std::vector<double> placed(const std::vector<double>& state) const {
+        return reordered(state, false, p_.directions);
+    }
+    std::vector<T> taken(const Array<T>& state) const { return reordered(state.values(), true, p_.directions); }
 
     int64_t features() const { return p_.directions * p_.recurrent(); }
     int64_t states(int64_t width) const { return p_.directions * p_.batch * width; }
@@ -193,6 +196,7 @@ class Runner {
             const Array<T>* w = &weights_[static_cast<size_t>(5 * d)];
             params.weights[d] = {w[0].data(), w[1].data(), w[2].data_or_null(), w[3].data_or_null(),
                                  w[4].data_or_null()};
+            params.weights[d].recurrent_mask = masks_[static_cast<size_t>(d)].data_or_null();
             for (int i = 0; i < p_.operands(); ++i)
                 params.weights[d].operands[i].data = operands_[operand_index(d, i)].data();
         }
@@ -213,6 +217,7 @@ class Runner {
     Array<Reserve> reserve_;
     std::vector<Array<T>> weights_;   // w_ih, w_hh, b_ih, b_hh, w_hr of each direction
     std::vector<Array<T>> operands_;  // [kMaxOperands] of each direction
+    std::vector<Array<T>> masks_;     // of each direction
 };
 
 }  // namespace fastrnn_test

@@ -229,6 +229,27 @@ void test_heads() {
     }
 }
 
+void test_recurrent_masks() {
+    const Size sizes[] = {{1, 1, 1, 1, 1},    {4, 1, 5, 7, 3},    {5, 3, 6, 17, 18},   {2, 0, 3, 5, 2},
+                          {150, 5, 1, 12, 2}, {1, 33, 9, 70, 20}, {12, 1, 9, 277, 70}, {3, 130, 2, 20, 9}};
+    for (Cell cell : kCells) {
+        for (const Size& s : sizes) {
+            const auto run = [&](int64_t projection, int directions, const std::vector<int64_t>& batch_sizes) {
+                test({cell, Activation::tanh, s.time, s.batch, s.input, s.hidden, projection, directions, batch_sizes,
+                      true, true, 1, true});
+            };
+            run(0, 1, {});
+            if (s.batch > 0) run(0, 2, falling_batch_sizes(s.time, s.batch));
+            if (fastrnn::cell_info(cell).may_project) run(s.projection, 2, {});
+        }
+        test({cell, Activation::tanh, 9, 5, 4, 128, 0, 2, falling_batch_sizes(9, 5), true, false, 2, true});
+        test({cell, Activation::tanh, 30, 1, 4, 192, 0, 1, {}, true, true, 4, true});
+    }
+    test({Cell::lstm, Activation::tanh, 5, 3, 6, 64, 32, 2, {}, true, true, 2, true});
+    test_absent_gradients({Cell::lstm, Activation::tanh, 4, 3, 5, 9, 4, 2, {3, 2, 2, 1}, true, false, 1, true});
+    test_absent_gradients({Cell::gru_reset_before, Activation::tanh, 4, 3, 5, 9, 0, 2, {}, true, true, 1, true});
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -242,6 +263,7 @@ int main(int argc, char** argv) {
     test_activations();
     test_threads();
     test_heads();
+    test_recurrent_masks();
     for (Cell cell : kCells) test_absent_gradients({cell, Activation::tanh, 4, 3, 5, 9, 0, 2, {}, true, true});
     test_absent_gradients({Cell::lstm, Activation::tanh, 4, 3, 5, 9, 4, 2, {3, 2, 2, 1}, true, false});
     return finish();

@@ -112,6 +112,9 @@ struct Weights {
     const float* scale_ih = nullptr;  // [G*H]
     const float* scale_hh = nullptr;  // [G*H]
     Operand operands[kMaxOperands] = {};
+    // [B, R], in the rows of the states, or null: what w_hh multiplies is h times it, and in a second product of the
+    // cell what that multiplies
+    const void* recurrent_mask = nullptr;
 };
 
 struct WeightGradients {
