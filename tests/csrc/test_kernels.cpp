@@ -205,7 +205,7 @@ void test_heads() {
     struct Heads {
         int64_t heads, length;
     };
-    const Heads shapes[] = {{2, 16}, {3, 48}, {4, 64}, {2, 80}};
+    const Heads shapes[] = {{2, 16}, {3, 48}, {2, 80}};
     for (Cell cell : kCells) {
         const bool one_gate = fastrnn::gate_count(cell) == 1;
         for (const Heads& shape : shapes) {
@@ -216,11 +216,11 @@ void test_heads() {
                       shape.heads});
             };
             run(4, 3, 2, true, true);
-            run(one_gate ? 60 : 20, 1, 1, false, true);
             run(1, 19, 2, false, true);  // rows in lanes
             run(2, 2, 1, false, false);  // weights as they lie
-            run(9, 12, 1, true, false);
+            run(5, 9, 1, true, false);
         }
+        test({cell, Activation::tanh, one_gate ? 60 : 20, 1, 7, 256, 0, 1, {}, true, true, 4});
         if (!fastrnn::cell_info(cell).may_project) continue;
         for (int64_t projection : {32, 64, 96}) {
             test({cell, Activation::tanh, 5, 3, 6, 64, projection, 2, {}, true, true, 2});
@@ -230,8 +230,8 @@ void test_heads() {
 }
 
 void test_recurrent_masks() {
-    const Size sizes[] = {{1, 1, 1, 1, 1},    {4, 1, 5, 7, 3},    {5, 3, 6, 17, 18},   {2, 0, 3, 5, 2},
-                          {150, 5, 1, 12, 2}, {1, 33, 9, 70, 20}, {12, 1, 9, 277, 70}, {3, 130, 2, 20, 9}};
+    const Size sizes[] = {{1, 1, 1, 1, 1},    {4, 1, 5, 7, 3},    {5, 3, 6, 17, 18},  {2, 0, 3, 5, 2},
+                          {150, 5, 1, 12, 2}, {1, 33, 9, 70, 20}, {6, 1, 9, 147, 70}, {3, 130, 2, 20, 9}};
     for (Cell cell : kCells) {
         for (const Size& s : sizes) {
             const auto run = [&](int64_t projection, int directions, const std::vector<int64_t>& batch_sizes) {
@@ -243,7 +243,7 @@ void test_recurrent_masks() {
             if (fastrnn::cell_info(cell).may_project) run(s.projection, 2, {});
         }
         test({cell, Activation::tanh, 9, 5, 4, 128, 0, 2, falling_batch_sizes(9, 5), true, false, 2, true});
-        test({cell, Activation::tanh, 30, 1, 4, 192, 0, 1, {}, true, true, 4, true});
+        test({cell, Activation::tanh, 12, 1, 4, 192, 0, 1, {}, true, true, 4, true});
     }
     test({Cell::lstm, Activation::tanh, 5, 3, 6, 64, 32, 2, {}, true, true, 2, true});
     test_absent_gradients({Cell::lstm, Activation::tanh, 4, 3, 5, 9, 4, 2, {3, 2, 2, 1}, true, false, 1, true});
