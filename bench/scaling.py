@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -24,11 +25,17 @@ gru-T200-B1-I40-H256-bi
 """
 
 
-def plan(case: Case, cores: int) -> tuple[int, int, int, float]:
-    """(threads at work, parts of the rows, parts of the units, seconds of one direction)"""
+class Plan(NamedTuple):
+    threads: int
+    directions: int  # at once
+    row_parts: int
+    unit_parts: int
+    seconds: float
+
+
+def plan(case: Case, cores: int) -> Plan:
     sizes = (case.cell, case.time, case.batch, case.input, case.hidden, case.bidirectional)
-    found: tuple[int, int, int, float] = torch.ops.fastrnn.plan(*sizes, cores)
-    return found
+    return Plan(*torch.ops.fastrnn.plan(*sizes, cores))
 
 
 def scaling_table() -> str:
@@ -38,14 +45,13 @@ def scaling_table() -> str:
         case = Case.parse(name)
         assert case is not None
         cells = [name]
-        alone = plan(case, 1)[3] * case.directions
+        alone = plan(case, 1).seconds
         for cores in CORES:
-            threads, row_parts, unit_parts, seconds = plan(case, cores)
-            seconds *= 1 if threads > 1 else case.directions
-            split = f"{row_parts} x {unit_parts}" + (
-                " a direction" if case.bidirectional and threads > 1 else ""
+            found = plan(case, cores)
+            split = f"{found.row_parts} x {found.unit_parts}" + (
+                " a direction" if found.directions == 2 else ""
             )
-            cells.append(f"{split}, {duration(seconds / case.time)}, {alone / seconds:.1f}x")
+            cells.append(f"{split}, {duration(found.seconds / case.time)}, {alone / found.seconds:.1f}x")
         rows.append(cells)
     return table(["case", *(f"{cores} cores" if cores > 1 else "1 core" for cores in CORES)], rows)
 

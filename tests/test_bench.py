@@ -233,10 +233,13 @@ def test_sweep(tmp_path, monkeypatch):
 
 def test_scaling(tmp_path):
     case = case_of("lstm-T100-B1-I1024-H1024")
-    seconds = [scaling.plan(case, cores)[3] for cores in scaling.CORES]
+    seconds = [scaling.plan(case, cores).seconds for cores in scaling.CORES]
     assert seconds == sorted(seconds, reverse=True)
-    threads, row_parts, unit_parts, _ = scaling.plan(case, 8)
-    assert threads == 8 and row_parts == 1 and unit_parts == 8
+    assert scaling.plan(case, 8)[:4] == (8, 1, 1, 8)
+    # two directions run at once but where one after the other a core's part of the weights is near
+    for hidden, threads, at_once in ((64, 2, 2), (64, 1, 1), (320, 2, 1)):
+        bidirectional = case_of(f"lstm-T100-B1-I{hidden}-H{hidden}-bi")
+        assert scaling.plan(bidirectional, threads).directions == at_once
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- scaling:begin -->\n<!-- scaling:end -->\nafter\n")
     assert scaling.main(["--write", str(page)]) == 0

@@ -50,10 +50,14 @@ class ForwardPass : ForwardLayout<T> {
 
     static Plan plan(const ForwardParams& params) {
         const ForwardPass pass(params, nullptr);
-        const int threads = threads_of_first(params.shape.directions, pass.threads_);
-        const Schedule schedule =
-            choose_schedule<T>(params.shape, pass.k_.gates, pass.grain_, pass.storage_.bytes, pass.barriers_, threads);
-        return {pass.threads_, schedule.batch_parts, schedule.unit_parts, schedule.seconds};
+        const auto schedule_of = [&](auto* choose, int threads) {
+            return choose(params.shape, pass.k_.gates, pass.grain_, pass.storage_.bytes, pass.barriers_, threads);
+        };
+        const bool apart = schedule_of(runs_directions_apart<T>, pass.threads_);
+        const Schedule schedule = schedule_of(choose_schedule<T>, threads_of_first(apart, pass.threads_));
+        const int turns = apart ? 1 : params.shape.directions;
+        return {pass.threads_, params.shape.directions / turns, schedule.batch_parts, schedule.unit_parts,
+                turns * schedule.seconds};
     }
 
    private:

@@ -123,7 +123,8 @@ Schedule choose_schedule(const Shape& shape, int gates, int64_t tile, int64_t el
         const double bytes = weights * static_cast<double>(element);
         const double input = units * gates * static_cast<double>(shape.input) * 2 * rows * kFlopSeconds<T>;
         const double compute = weights * 2 * rows * kFlopSeconds<T>;
-        const double memory = bytes * (bytes > kNearBytes ? kByteSecondsFar : kByteSecondsNear);
+        const double near = bytes < kNearBytes ? bytes : kNearBytes;
+        const double memory = near * kByteSecondsNear + (bytes - near) * kByteSecondsFar;
         const double longer = compute > memory ? compute : memory;
         const double step = longer + kExposed * (compute + memory - longer) + input +
                             (unit_parts > 1 ? barriers * (kBarrierSeconds + unit_parts * kBarrierSecondsAThread) : 0);
@@ -134,10 +135,19 @@ Schedule choose_schedule(const Shape& shape, int gates, int64_t tile, int64_t el
     return best;
 }
 
-// threads that work on the first of `directions` at a time
-inline int threads_of_first(int directions, int threads) {
-    return directions == 2 && threads > 1 ? (threads + 1) / 2 : threads;
+// Whether two directions run at once, each on half of the threads; one after the other, each on all of them, a thread
+// has half as many weights to keep near, and more barriers.
+template <class T>
+bool runs_directions_apart(const Shape& shape, int gates, int64_t tile, int64_t element, int barriers, int threads) {
+    if (shape.directions == 1 || threads == 1) return false;
+    const auto seconds = [&](int size) {
+        return choose_schedule<T>(shape, gates, tile, element, barriers, size).seconds;
+    };
+    return seconds(threads / 2) <= 2 * seconds(threads);
 }
+
+// of those that work on the first direction at a time
+inline int threads_of_first(bool apart, int threads) { return apart ? (threads + 1) / 2 : threads; }
 
 // A thread's place: the directions it works on, and its rows and units in them.
 struct Place {
@@ -156,8 +166,8 @@ Place find_place(const Shape& shape, int gates, int64_t tile, int64_t element, i
                  int thread) {
     Place place;
     place.world = Team(flags, thread, threads);
-    const bool apart = shape.directions == 2 && threads > 1;
-    const int head = threads_of_first(shape.directions, threads);
+    const bool apart = runs_directions_apart<T>(shape, gates, tile, element, barriers, threads);
+    const int head = threads_of_first(apart, threads);
     const bool second = thread >= head;
     const int rank = second ? thread - head : thread, size = second ? threads - head : head;
     place.first_direction = second ? 1 : 0;

@@ -1,7 +1,8 @@
-// Memory that waits for later calls: the reserves of finished training steps, and a workspace for each thread.
+// Memory that waits for later calls: a workspace for each thread, and the blocks of all: reserves of finished training
+// steps, and workspaces too large for every thread to keep.
 //
 // A step's reserve is as large as all its activations, and fresh pages can cost the system as long as the kernels need
-// to fill them. A reserve that waits here is marked MADV_FREE: it counts as used until the system wants it, which then
+// to fill them. A block that waits here is marked MADV_FREE: it counts as used until the system wants it, which then
 // takes it.
 #pragma once
 
@@ -18,31 +19,31 @@ namespace fastrnn {
 
 class KeptMemory {
    public:
-    static constexpr size_t kLeastReserve = 2 * kHugePage;  // malloc keeps smaller ones itself
+    static constexpr size_t kLeastBlock = 2 * kHugePage;  // malloc keeps smaller ones itself
 
     // limit: bytes in all
-    explicit KeptMemory(size_t limit) : limit_(limit) { reserves_.reserve(kMostReserves); }
+    explicit KeptMemory(size_t limit) : limit_(limit) { blocks_.reserve(kMostBlocks); }
 
     // the smallest block that fits and is not wasted on it, or a new one
-    Pages take_reserve(size_t bytes) {
+    Pages take_block(size_t bytes) {
         if (const Lock lock{mutex_}; true) {
-            auto best = reserves_.end();
-            for (auto block = reserves_.begin(); block != reserves_.end(); ++block) {
+            auto best = blocks_.end();
+            for (auto block = blocks_.begin(); block != blocks_.end(); ++block) {
                 const bool fits = block->size() >= bytes && block->size() / 2 <= bytes;
-                if (fits && (best == reserves_.end() || block->size() < best->size())) best = block;
+                if (fits && (best == blocks_.end() || block->size() < best->size())) best = block;
             }
-            if (best != reserves_.end()) return remove(best);
+            if (best != blocks_.end()) return remove(best);
         }
         return Pages(bytes);
     }
 
-    void give_reserve(Pages pages) {
+    void give_block(Pages pages) {
         if (pages.size() > limit_ || !pages.offer_to_system()) return;
         const Lock lock{mutex_};
         if (!make_room(pages.size())) return;
-        if (reserves_.size() == kMostReserves) remove(reserves_.begin());
-        reserve_bytes_ += pages.size();
-        reserves_.push_back(std::move(pages));  // within what the constructor reserved
+        if (blocks_.size() == kMostBlocks) remove(blocks_.begin());
+        block_bytes_ += pages.size();
+        blocks_.push_back(std::move(pages));  // within what the constructor reserved
     }
 
     // Whether a thread's workspace may grow, or shrink, from one size to another.
@@ -54,19 +55,19 @@ class KeptMemory {
         return fits;
     }
 
-    // The reserves at once. A thread lets go of its workspace where the number of releases is not what it knows.
+    // The blocks at once. A thread lets go of its workspace where the number of releases is not what it knows.
     void release() {
         const Lock lock{mutex_};
-        for (Pages& pages : reserves_) pages.discard();
-        reserves_.clear();
-        reserve_bytes_ = 0;
+        for (Pages& pages : blocks_) pages.discard();
+        blocks_.clear();
+        block_bytes_ = 0;
         ++releases_;
     }
     uint32_t releases() const { return releases_.load(std::memory_order_relaxed); }
 
     size_t bytes() const {
         const Lock lock{mutex_};
-        return reserve_bytes_ + workspace_bytes_;
+        return block_bytes_ + workspace_bytes_;
     }
     size_t limit() const { return limit_; }
 
@@ -79,27 +80,27 @@ class KeptMemory {
     }
 
    private:
-    static constexpr size_t kMostReserves = 1024;
+    static constexpr size_t kMostBlocks = 1024;
     using Lock = std::lock_guard<std::mutex>;
 
-    // drops the oldest reserves until so many bytes more are within the limit; false: they are too many
+    // drops the oldest blocks until so many bytes more are within the limit; false: they are too many
     bool make_room(size_t bytes) {
         if (workspace_bytes_ + bytes > limit_) return false;
-        while (reserve_bytes_ > limit_ - workspace_bytes_ - bytes) remove(reserves_.begin());
+        while (block_bytes_ > limit_ - workspace_bytes_ - bytes) remove(blocks_.begin());
         return true;
     }
 
     Pages remove(std::vector<Pages>::iterator block) {
         Pages pages = std::move(*block);
-        reserves_.erase(block);
-        reserve_bytes_ -= pages.size();
+        blocks_.erase(block);
+        block_bytes_ -= pages.size();
         return pages;
     }
 
     const size_t limit_;
     mutable std::mutex mutex_;
-    std::vector<Pages> reserves_;
-    size_t reserve_bytes_ = 0, workspace_bytes_ = 0;
+    std::vector<Pages> blocks_;
+    size_t block_bytes_ = 0, workspace_bytes_ = 0;
     std::atomic<uint32_t> releases_{0};
 };
 
@@ -167,7 +168,7 @@ inline KeptMemory& kept_memory() {
     return memory;
 }
 
-// What waits for later calls of this thread, the reserves of all, and at their next call the other threads' workspaces.
+// What waits for later calls of this thread, the blocks of all, and at their next call the other threads' workspaces.
 inline void release_memory() {
     kept_memory().release();
     KeptWorkspace::of_this_thread().release();

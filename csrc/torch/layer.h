@@ -317,14 +317,14 @@ struct Layer {
         const ScalarType type = stored == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
         const auto bytes =
             static_cast<size_t>(shape.directions * shape.rows * row) * (type == ScalarType::Double ? 8 : 4);
-        if (!x.is_cpu() || bytes < KeptMemory::kLeastReserve) {
+        if (!x.is_cpu() || bytes < KeptMemory::kLeastBlock) {
             return empty(x, {shape.directions, shape.rows, values, units}, reserve_code);
         }
-        Pages pages = kept_memory().take_reserve(bytes);
+        Pages pages = kept_memory().take_block(bytes);
         void* const data = pages.data();
         return torch::stable::from_blob(
             data, sizes, strides, torch::stable::Device(torch::headeronly::DeviceType::CPU), type,
-            [pages = std::move(pages)](void*) mutable { kept_memory().give_reserve(std::move(pages)); });
+            [pages = std::move(pages)](void*) mutable { kept_memory().give_block(std::move(pages)); });
     }
 
     struct Strides {

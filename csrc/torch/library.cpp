@@ -19,7 +19,7 @@ STABLE_TORCH_LIBRARY(fastrnn, m) {
     m.def("adapt_threads(bool on) -> ()");  // off: a call has as many threads as torch says, whatever else runs
     m.def(
         "plan(str cell, int time, int batch, int input, int hidden, bool bidirectional, int threads) "
-        "-> (int threads, int batch_parts, int unit_parts, float seconds)");
+        "-> (int threads, int directions, int batch_parts, int unit_parts, float seconds)");
     m.def("cuda_compiled() -> bool");
     m.def("cuda_capability() -> int");
     m.def(

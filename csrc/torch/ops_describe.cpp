@@ -64,8 +64,9 @@ void force_isa_op(std::string name) { force_isa(name.c_str()); }
 int64_t num_threads() { return torch::stable::get_num_threads(); }
 int64_t calls_in_flight() { return leases_in_flight(); }
 
-std::tuple<int64_t, int64_t, int64_t, double> plan(std::string cell, int64_t time, int64_t batch, int64_t input,
-                                                   int64_t hidden, bool bidirectional, int64_t threads) {
+std::tuple<int64_t, int64_t, int64_t, int64_t, double> plan(std::string cell, int64_t time, int64_t batch,
+                                                            int64_t input, int64_t hidden, bool bidirectional,
+                                                            int64_t threads) {
     check(time > 0 && batch >= 0 && input >= 0 && hidden >= 0 && threads > 0,
           "fastrnn: time and threads must be positive, the other sizes not negative");
     ForwardParams p{};
@@ -78,7 +79,7 @@ std::tuple<int64_t, int64_t, int64_t, double> plan(std::string cell, int64_t tim
     p.shape.directions = bidirectional ? 2 : 1;
     p.threads = static_cast<int>(threads);
     const Plan found = plan_forward(p);
-    return {found.threads, found.batch_parts, found.unit_parts, found.seconds};
+    return {found.threads, found.directions, found.batch_parts, found.unit_parts, found.seconds};
 }
 
 bool cuda_compiled() {

@@ -11,10 +11,20 @@ class Workspace {
         KeptWorkspace& kept = KeptWorkspace::of_this_thread();
         data_ = kept.find(bytes);
         if (data_) return;
-        if (bytes <= KeptWorkspace::kMostBytes) kept.release();
+        if (bytes > KeptWorkspace::kMostBytes) {
+            own_ = kept_memory().take_block(bytes);
+            data_ = own_.data();
+            return;
+        }
+        kept.release();
         Pages pages(bytes);
         data_ = pages.data();
         if (!kept.keep(pages)) own_ = std::move(pages);
+    }
+    Workspace(const Workspace&) = delete;
+    Workspace& operator=(const Workspace&) = delete;
+    ~Workspace() {
+        if (own_.size() > KeptWorkspace::kMostBytes) kept_memory().give_block(std::move(own_));
     }
     void* data() const { return data_; }
 

@@ -21,15 +21,15 @@ constexpr size_t kMiB = size_t{1} << 20, kLimit = 512 * kMiB;
 
 void test_block_comes_back() {
     KeptMemory memory(kLimit);
-    Pages first = memory.take_reserve(9 * kMiB), second = memory.take_reserve(9 * kMiB);
+    Pages first = memory.take_block(9 * kMiB), second = memory.take_block(9 * kMiB);
     CHECK(first.data() != second.data(), "block comes back");
     CHECK(first.size() >= 9 * kMiB && first.size() < 12 * kMiB, "block comes back");
     std::memset(first.data(), 1, first.size());
     const void* const address = first.data();
     const bool kept = first.offer_to_system();  // where the system cannot take it back, nothing is kept
-    memory.give_reserve(std::move(first));
+    memory.give_block(std::move(first));
     CHECK(memory.bytes() == (kept ? 10 * kMiB : 0), "block comes back");
-    Pages third = memory.take_reserve(9 * kMiB);
+    Pages third = memory.take_block(9 * kMiB);
     CHECK(!kept || third.data() == address, "block comes back");
     CHECK(memory.bytes() == 0, "block comes back");
     std::memset(third.data(), 2, third.size());
@@ -38,13 +38,13 @@ void test_block_comes_back() {
 void test_smallest_fit() {
     KeptMemory memory(kLimit);
     std::vector<Pages> blocks;
-    for (const size_t size : {size_t{40}, size_t{12}, size_t{20}}) blocks.push_back(memory.take_reserve(size * kMiB));
+    for (const size_t size : {size_t{40}, size_t{12}, size_t{20}}) blocks.push_back(memory.take_block(size * kMiB));
     if (!blocks[0].offer_to_system()) return;
     const void* const twenty = blocks[2].data();
-    for (Pages& block : blocks) memory.give_reserve(std::move(block));
-    const Pages found = memory.take_reserve(14 * kMiB);
+    for (Pages& block : blocks) memory.give_block(std::move(block));
+    const Pages found = memory.take_block(14 * kMiB);
     CHECK(found.data() == twenty, "smallest fit");
-    const Pages small = memory.take_reserve(4 * kMiB);  // all that waits is more than twice as large
+    const Pages small = memory.take_block(4 * kMiB);  // all that waits is more than twice as large
     CHECK(small.size() == 4 * kMiB, "smallest fit");
     CHECK(memory.bytes() == 52 * kMiB, "smallest fit");
 }
@@ -52,30 +52,30 @@ void test_smallest_fit() {
 void test_limit() {
     KeptMemory memory(kLimit);
     std::vector<Pages> blocks;
-    for (int i = 0; i < 5; ++i) blocks.push_back(memory.take_reserve(kLimit / 4));  // never touched
+    for (int i = 0; i < 5; ++i) blocks.push_back(memory.take_block(kLimit / 4));  // never touched
     if (!blocks[0].offer_to_system()) return;
     const void *const oldest = blocks[0].data(), *const newest = blocks[4].data();
-    for (Pages& block : blocks) memory.give_reserve(std::move(block));
+    for (Pages& block : blocks) memory.give_block(std::move(block));
     CHECK(memory.bytes() == kLimit, "limit");
     bool has_newest = false;
     for (int i = 0; i < 4; ++i) {
-        blocks[static_cast<size_t>(i)] = memory.take_reserve(kLimit / 4);
+        blocks[static_cast<size_t>(i)] = memory.take_block(kLimit / 4);
         CHECK(blocks[static_cast<size_t>(i)].data() != oldest, "limit");
         has_newest = has_newest || blocks[static_cast<size_t>(i)].data() == newest;
     }
     CHECK(has_newest, "limit");
     CHECK(memory.bytes() == 0, "limit");
-    memory.give_reserve(memory.take_reserve(kLimit + kMiB));
+    memory.give_block(memory.take_block(kLimit + kMiB));
     CHECK(memory.bytes() == 0, "limit");
-    for (size_t i = 0; i < kLimit / KeptMemory::kLeastReserve + 9; ++i) {
-        memory.give_reserve(Pages(KeptMemory::kLeastReserve));
+    for (size_t i = 0; i < kLimit / KeptMemory::kLeastBlock + 9; ++i) {
+        memory.give_block(Pages(KeptMemory::kLeastBlock));
     }
     CHECK(memory.bytes() == kLimit, "limit");
 }
 
 void test_nothing_is_kept() {
     KeptMemory memory(0);
-    memory.give_reserve(memory.take_reserve(9 * kMiB));
+    memory.give_block(memory.take_block(9 * kMiB));
     CHECK(memory.bytes() == 0, "nothing");
     CHECK(!memory.resize_workspace(0, kMiB), "nothing");
     CHECK(memory.bytes() == 0, "nothing");
@@ -83,15 +83,15 @@ void test_nothing_is_kept() {
 
 void test_workspaces_come_before_reserves() {
     KeptMemory memory(kLimit);
-    Pages reserve = memory.take_reserve(kLimit);
+    Pages reserve = memory.take_block(kLimit);
     if (!reserve.offer_to_system()) return;
-    memory.give_reserve(std::move(reserve));
+    memory.give_block(std::move(reserve));
     CHECK(memory.bytes() == kLimit, "workspaces");
     CHECK(memory.resize_workspace(0, kMiB), "workspaces");
     CHECK(memory.bytes() == kMiB, "workspaces");
     CHECK(!memory.resize_workspace(kMiB, kLimit + kMiB), "workspaces");
     CHECK(memory.bytes() == kMiB, "workspaces");
-    memory.give_reserve(memory.take_reserve(kLimit));  // more than is left
+    memory.give_block(memory.take_block(kLimit));  // more than is left
     CHECK(memory.bytes() == kMiB, "workspaces");
     CHECK(memory.resize_workspace(kMiB, 0), "workspaces");
     CHECK(memory.bytes() == 0, "workspaces");
@@ -99,7 +99,7 @@ void test_workspaces_come_before_reserves() {
 
 void test_release() {
     KeptMemory memory(kLimit);
-    memory.give_reserve(memory.take_reserve(9 * kMiB));
+    memory.give_block(memory.take_block(9 * kMiB));
     memory.release();
     CHECK(memory.bytes() == 0, "release");
 }
@@ -111,10 +111,18 @@ void test_workspaces_of_threads() {
     CHECK(Workspace(kMiB).data() == first, "threads' workspaces");
     const size_t own = memory.bytes();
     CHECK(own >= 3 * kMiB, "threads' workspaces");
-    {
-        const Workspace large(KeptWorkspace::kMostBytes + kMiB);
+    const size_t large = KeptWorkspace::kMostBytes + 2 * kMiB;
+    const void* const block = Workspace(large).data();
+    if (Pages(kMiB).offer_to_system()) {
+        CHECK(memory.bytes() == own + large, "large workspaces are blocks of all");
+        CHECK(Workspace(large - kMiB).data() == block, "large workspaces are blocks of all");
+        const Workspace one(large), two(large);
+        CHECK(one.data() == block && two.data() != block, "large workspaces are blocks of all");
+        CHECK(memory.bytes() == own, "large workspaces are blocks of all");
     }
-    CHECK(memory.bytes() == own, "threads' workspaces");
+    CHECK(Workspace(kMiB).data() == first, "threads' workspaces");
+    memory.release();  // and so the thread lets go of its own at its next call
+    CHECK(Workspace(3 * kMiB).data() && memory.bytes() == own, "threads' workspaces");
 
     std::promise<void> used, released;
     std::thread other([&] {
@@ -189,12 +197,12 @@ void test_threads() {
     long wrong[4] = {};
     const auto work = [&](int rank) {
         for (int round = 0; round < 500; ++round) {
-            Pages pages = memory.take_reserve(KeptMemory::kLeastReserve + static_cast<size_t>(round % 3) * kMiB);
+            Pages pages = memory.take_block(KeptMemory::kLeastBlock + static_cast<size_t>(round % 3) * kMiB);
             auto* const values = static_cast<int*>(pages.data());
             const size_t count = pages.size() / sizeof(int);
             for (size_t i = 0; i < count; i += 1024) values[i] = rank * 1000 + round;
             for (size_t i = 0; i < count; i += 1024) wrong[rank] += values[i] != rank * 1000 + round;
-            memory.give_reserve(std::move(pages));
+            memory.give_block(std::move(pages));
         }
     };
     std::vector<std::thread> others;

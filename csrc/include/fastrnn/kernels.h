@@ -179,9 +179,10 @@ struct BackwardParams {
 // How forward() spreads a layer over threads; the pointers in its params are not looked at.
 struct Plan {
     int threads;      // that work at once
+    int directions;   // that run at once
     int batch_parts;  // of one direction: parts of the rows, and
     int unit_parts;   // of the hidden units, where each step ends with a barrier
-    double seconds;   // of one direction's steps, by the cost model that chose them
+    double seconds;   // of all steps, by the cost model that chose them
 };
 
 struct Kernels;  // of one instruction set
