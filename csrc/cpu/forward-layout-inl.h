@@ -57,7 +57,7 @@ struct ForwardLayout {
           keeps_slots_(params.reserve && k_.saved > 0),
           arena_(workspace) {
         threads_ = useful_threads<T>(s_, k_.gates, 1, params.threads);
-        const bool apart = !k_.whole_rows && heads_.part(s_, threads_of_first(s_.directions, threads_));
+        const bool apart = !k_.whole_rows && heads_.part(s_, threads_of_first(s_.directions == 2, threads_));
         barriers_ = apart ? 0 : stages_;
         grain_ = k_.whole_rows ? round_up(max(s_.hidden, 1), tile_)
                  : apart       ? heads_.units
