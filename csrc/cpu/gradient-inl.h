@@ -12,7 +12,7 @@
 namespace fastrnn {
 namespace {
 
-constexpr int64_t kDepth = 256, kColumns = 256, kChain = 32;
+constexpr int64_t kDepth = 512, kColumns = 256, kChain = 64;
 constexpr int64_t kGroup = 48;  // columns of d that are packed together: a whole number of blocks of 6 and of 8
 
 template <class T>
@@ -37,7 +37,7 @@ struct OuterProducts {
 template <class T>
 FASTRNN_NOINLINE void sum_outer_products(const OuterProducts<T>& products, int64_t stride, const T* const* b,
                                          int64_t rows, bool anew, Range range, int64_t columns, T* scratch) {
-    constexpr int64_t kLanes = Vec<T>::kLanes, kPanel = kWide * kLanes;
+    constexpr int64_t kLanes = Vec<T>::kLanes, kPanel = kWide * kLanes, kInLine = 64 / sizeof(T);
     if (products.count == 0) return;
     for (int i = 0; i < products.count && rows == 0 && anew; ++i) {
         __builtin_memset(products.out[i] + range.begin * columns, 0,
@@ -70,6 +70,13 @@ FASTRNN_NOINLINE void sum_outer_products(const OuterProducts<T>& products, int64
                         }
                     }
                     for (int64_t n = 0; n < width; n += kPanel) {
+                        const int64_t ahead = n + kPanel;
+                        for (int64_t r = 0; adds && ahead < width && r < height; ++r) {
+                            const T* next = products.out[i] + (m + r) * columns + first_column + ahead;
+                            for (int64_t l = 0; l < min(kPanel, width - ahead); l += kInLine) {
+                                __builtin_prefetch(next + l, 1, 3);
+                            }
+                        }
                         const int vectors = wide_vectors<T>(width - n);
                         const bool whole = n + vectors * kLanes <= width;
                         for (int64_t r = 0; r < height; ++r) {
