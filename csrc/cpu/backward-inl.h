@@ -358,7 +358,7 @@ class BackwardPass : BackwardLayout<T> {
         // of the matrix whose rows for `slots` met the row of the sequence at row_at(r), or a head's part of it
         const auto sum_products = [&](SlotRange slots, void* to, const Heads& heads, const auto& row_at) {
             if (!to || slots.count == 0) return;
-            OuterProducts<T> products;
+            OuterProducts<T> products(s_.rows);
             for (int slot = slots.begin; slot < slots.end(); ++slot) {
                 products.add(b.d_values + slot * hidden_padded_,
                              as(to) + k_.gate_of_slot[slot] * s_.hidden * heads.length);
@@ -383,7 +383,7 @@ class BackwardPass : BackwardLayout<T> {
         }
         if (!s_.projection || !out.d_w_hr) return;
         const Stage& projection = b.stages[k_.stages];
-        OuterProducts<T> products;
+        OuterProducts<T> products(s_.rows);
         products.add(projection.d_values, as(out.d_w_hr));
         for (int64_t r = 0; r < chunk.rows; ++r) rows[r] = projection.operand + r * hidden_padded_;
         sum_outer_products(products, projection.stride, rows, chunk.rows, chunk.is_first,

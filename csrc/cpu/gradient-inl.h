@@ -1,9 +1,9 @@
 // Gradients of weights and biases: sums over all rows of the sequence, a chunk of them at a time.
 //
 // d_w[m, n] = sum over rows of d[row, m] * b[row, n], in blocks of kDepth rows: B's block is packed into panels, once
-// for all gates; d's into groups of columns. Sums are made in chains of kChain rows, which then add up: the rounding
-// error grows with the two counts and not with their product. Neither depends on the number of threads, so neither does
-// the result.
+// for all gates; d's into groups of columns. Sums are made in chains of rows, which then add up: the rounding error
+// grows with the two counts and not with their product. Neither depends on the number of threads, so neither does the
+// result.
 #pragma once
 
 #include "../cells/cell.h"
@@ -12,7 +12,7 @@
 namespace fastrnn {
 namespace {
 
-constexpr int64_t kDepth = 512, kColumns = 256, kChain = 64;
+constexpr int64_t kDepth = 512, kColumns = 256;
 constexpr int64_t kGroup = 48;  // columns of d that are packed together: a whole number of blocks of 6 and of 8
 
 template <class T>
@@ -20,12 +20,22 @@ constexpr int64_t gradient_scratch() {  // values a thread
     return kDepth * (kColumns + kGroup) + kGroup * kWide * Vec<T>::kLanes;
 }
 
+// As many chains as links in one, about, for all rows of a sequence; long ones are quicker.
+constexpr int64_t links_of_chain(int64_t rows) {
+    int64_t links = 16;
+    while (links < kProductChain && links * links < rows) links *= 2;
+    return links;
+}
+
 // Gradients that share B: block i of rows r of A, at d[i] + r * stride, makes out[i].
 template <class T>
 struct OuterProducts {
     const T* d[kMaxProductSlots];
     T* out[kMaxProductSlots];
+    const int64_t links;  // of a chain
     int count = 0;
+
+    explicit OuterProducts(int64_t rows_of_sequence) : links(links_of_chain(rows_of_sequence)) {}
 
     void add(const T* from, T* to) {
         d[count] = from;
@@ -84,8 +94,9 @@ FASTRNN_NOINLINE void sum_outer_products(const OuterProducts<T>& products, int64
                             c[r] = whole ? target : edge + r * kPanel;
                             if (!whole && adds) pack_row(target, width - n, vectors, c[r]);
                         }
-                        multiply_panel(vectors, source, height, {1, depth, 0, kGroup, kChain}, packed_b + n * depth, c,
-                                       kLanes, adds ? Init::accumulate : Init::zero, static_cast<const T*>(nullptr));
+                        multiply_panel(vectors, source, height, {1, depth, 0, kGroup, products.links},
+                                       packed_b + n * depth, c, kLanes, adds ? Init::accumulate : Init::zero,
+                                       static_cast<const T*>(nullptr));
                         for (int64_t r = 0; !whole && r < height; ++r) {
                             __builtin_memcpy(products.out[i] + (m + r) * columns + first_column + n, c[r],
                                              sizeof(T) * static_cast<size_t>(width - n));
