@@ -12,6 +12,7 @@ from fastrnn import _ops, _spec
 from fastrnn._compat import is_batch_of_gradients, is_in_forward_ad, is_transformed
 from fastrnn._ops import Call
 from fastrnn._recompute import backward_in_chunks, forward_in_chunks
+from fastrnn.reference import Rows
 
 
 class Refused(Exception):
@@ -25,18 +26,20 @@ def layer(
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None = None,
     operands: Sequence[Tensor] = (),
+    resets: Tensor | None = None,
     recompute: bool = False,
 ) -> Sequence[Tensor]:
-    """One layer, arguments as of a :class:`fastrnn._ops.Call`: (y, *final_states), of a single step (*final_states,).
+    """One layer, arguments as of a :class:`fastrnn._ops.Call`: (y, *final_states, *cell_states), of a single step
+    (*final_states,).
 
     Raises:
         Refused: of a quiet call alone
     """
     if is_in_forward_ad():
-        return reference_layer(spec, x, states, weights, batch_sizes, operands)
+        return reference_layer(spec, x, states, weights, batch_sizes, operands, resets)
     transformed = is_transformed()
     if transformed or (torch.is_grad_enabled() and _differentiates(x, states, weights, operands)):
-        inputs = (spec, len(states), batch_sizes, x, *states, *weights, *operands)
+        inputs = (spec, len(states), batch_sizes, resets, x, *states, *weights, *operands)
         if transformed:
             outputs: tuple[Tensor, ...] = _TransformedLayer.apply(*inputs)[:-1]  # type: ignore[no-untyped-call]
         elif recompute and _may_recompute(spec):
@@ -44,7 +47,7 @@ def layer(
         else:
             outputs = _Layer.apply(*inputs)  # type: ignore[no-untyped-call]
         return outputs
-    found = _ops.forward(spec, x, states, weights, batch_sizes, operands, False)
+    found = _ops.forward(spec, x, states, weights, batch_sizes, operands, resets, False)
     if not found:
         raise Refused
     return found
@@ -57,13 +60,15 @@ def reference_layer(
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None = None,
     operands: Sequence[Tensor] = (),
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """:func:`layer` by the reference alone."""
     if spec & _spec.QUIET:
         raise Refused  # it does not check its arguments
     if spec & _spec.SINGLE_STEP:
         whole = spec & ~_spec.SINGLE_STEP
-        _, *final = reference_layer(whole, x[None], [s[None] for s in states], weights, None, operands)
+        start, cuts = [s[None] for s in states], None if resets is None else resets[None]
+        _, *final = reference_layer(whole, x[None], start, weights, None, operands, cuts)
         return tuple(s[0] for s in final)
     family, choice = _spec.family_of(spec)
     flags = (bool(spec & bit) for bit in (_spec.HAS_BIASES, _spec.BATCH_FIRST, _spec.BIDIRECTIONAL))
@@ -73,7 +78,10 @@ def reference_layer(
         count = _spec.operands_of(spec)
         masks = operands[count - 1 :: count]
         operands = [operand for index, operand in enumerate(operands) if index % count < count - 1]
-    return family.reference(x, *initial, weights, batch_sizes, operands, *flags, *choice, masks)
+    ragged = bool(spec & _spec.RAGGED)
+    sizes, lengths = (None, batch_sizes) if ragged else (batch_sizes, None)
+    rows = Rows(lengths, resets, bool(spec & _spec.CELL_STATES))
+    return family.reference(x, *initial, weights, sizes, operands, *flags, *choice, masks, rows)
 
 
 def _differentiates(x: Tensor, *others: Sequence[Tensor]) -> bool:
@@ -105,15 +113,17 @@ def _with_inputs(call: Call, inputs: Sequence[Tensor]) -> Call:
 
 
 def _flatten(call: Call) -> tuple[Any, ...]:
-    """(spec, number of states, batch_sizes, *inputs)"""
-    return call.spec, len(call.states), call.batch_sizes, *_inputs(call)
+    """(spec, number of states, batch_sizes, resets, *inputs)"""
+    return call.spec, len(call.states), call.batch_sizes, call.resets, *_inputs(call)
 
 
-def _unflatten(spec: int, states: int, batch_sizes: Tensor | None, *inputs: Tensor) -> Call:
+def _unflatten(
+    spec: int, states: int, batch_sizes: Tensor | None, resets: Tensor | None, *inputs: Tensor
+) -> Call:
     directions = 2 if spec & _spec.BIDIRECTIONAL else 1
     operands = len(inputs) - directions * _spec.operands_of(spec)
     x, *rest = inputs[:operands]
-    return Call(spec, x, rest[:states], rest[states:], batch_sizes, inputs[operands:])
+    return Call(spec, x, rest[:states], rest[states:], batch_sizes, inputs[operands:], resets)
 
 
 class _Pass(NamedTuple):
@@ -206,16 +216,16 @@ class _Layer(Function):
     @staticmethod
     def backward(ctx: Any, *d_outputs: Tensor | None) -> tuple[Any, ...]:
         y, reserve, *tensors = ctx.saved_tensors
-        call, wanted = _unflatten(ctx.spec, ctx.states, *tensors), ctx.needs_input_grad[3:]
+        call, wanted = _unflatten(ctx.spec, ctx.states, *tensors), ctx.needs_input_grad[4:]
         if not torch.compiler.is_compiling() and any(map(is_batch_of_gradients, d_outputs)):
-            return None, None, None, *_batched_gradients(call, d_outputs)
+            return None, None, None, None, *_batched_gradients(call, d_outputs)
         needs = _needs(call, wanted)
         if torch.is_grad_enabled():
             # y is detached, for its dependence on x and the weights is part of the second derivative below
             gradients: Sequence[Tensor] = _differentiable(_Pass(call, needs, y.detach(), reserve, d_outputs))
         else:
             gradients = _ops.backward(call, y, reserve, d_outputs, needs)
-        return None, None, None, *_kept(gradients, wanted)
+        return None, None, None, None, *_kept(gradients, wanted)
 
 
 class _TransformedLayer(_MappedOneByOne):
@@ -251,9 +261,9 @@ class _RecomputedLayer(Function):
     def backward(ctx: Any, *d_outputs: Tensor | None) -> tuple[Any, ...]:
         saved = ctx.saved_tensors  # read once, which is all that a checkpoint allows
         kept, tensors = saved[: ctx.kept], saved[ctx.kept :]
-        call, wanted = _unflatten(ctx.spec, ctx.states, *tensors), ctx.needs_input_grad[3:]
+        call, wanted = _unflatten(ctx.spec, ctx.states, *tensors), ctx.needs_input_grad[4:]
         if any(map(is_batch_of_gradients, d_outputs)):
-            return None, None, None, *_batched_gradients(call, d_outputs)
+            return None, None, None, None, *_batched_gradients(call, d_outputs)
         needs = _needs(call, wanted)
         if torch.is_grad_enabled():  # for a second derivative; it keeps everything
             fixed = _with_inputs(call, [tensor.detach() for tensor in _inputs(call)])
@@ -261,7 +271,7 @@ class _RecomputedLayer(Function):
             gradients = _differentiable(_Pass(call, needs, y, reserve, d_outputs))
         else:
             gradients = backward_in_chunks(call, kept, d_outputs, needs)
-        return None, None, None, *_kept(gradients, wanted)
+        return None, None, None, None, *_kept(gradients, wanted)
 
 
 class _LayerBackward(_MappedOneByOne):
@@ -285,7 +295,7 @@ class _LayerBackward(_MappedOneByOne):
         tensors, d_outputs = saved[:-outputs], saved[-outputs:]
         call = _unflatten(ctx.spec, ctx.states, *tensors)
         inputs = _inputs(call)
-        before, between = (None,) * 4, (None,) * 3  # in the places of what has no gradient
+        before, between = (None,) * 4, (None,) * 4  # in the places of what has no gradient
         if not _present(d_outputs):
             return *before, *d_outputs, *between, *(None for _ in inputs)
 

@@ -1,6 +1,7 @@
 """What the modules share: the options that torch.nn lacks, and the choice between fastrnn's and torch.nn's forward."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +13,7 @@ from fastrnn import _ops
 from fastrnn._heads import check_heads
 from fastrnn._spec import CellSpec, Choice
 
+_NONE: Mapping[str, Any] = MappingProxyType({})
 _AUTOCAST = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
 
@@ -141,10 +143,14 @@ class Base(nn.Module):
             return ()
         return (hx,) if isinstance(hx, Tensor) else None
 
-    def _traced(self, input: Any, hx: Any) -> Proxy | None:
+    def _traced(self, input: Any, hx: Any, options: Mapping[str, Any] = _NONE) -> Proxy | None:
         """Where torch.fx traces, a node that calls this module, as torch.fx makes one of each module of torch.nn."""
         arguments = (input,) if hx is None else (input, hx)
-        inner = (input, *hx) if isinstance(hx, (tuple, list)) else arguments
+        inner = (
+            (input, *hx, *options.values())
+            if isinstance(hx, (tuple, list))
+            else (*arguments, *options.values())
+        )
         tracer: Any = next((value.tracer for value in inner if isinstance(value, Proxy)), None)
         if tracer is None:
             return None
@@ -153,7 +159,7 @@ class Base(nn.Module):
             raise TraceError(
                 f"{type(self).__name__} is one node for torch.fx: trace a module that contains it"
             )
-        node: Proxy = tracer.create_proxy("call_module", path, arguments, {})
+        node: Proxy = tracer.create_proxy("call_module", path, arguments, dict(options))
         return node
 
     def _forward_by_torch(self, input: Any, hx: Any) -> Any:

@@ -11,6 +11,7 @@ from fastrnn._autograd import Refused, layer
 from fastrnn._base import Base, are_strided, is_alike, is_state, is_uniform
 from fastrnn._compat import is_any_autocast_enabled, weight_names
 from fastrnn._masks import check_probability
+from fastrnn._rows import rows_of_call
 from fastrnn._spec import QUIET
 from fastrnn.functional import Stack, run_stack
 
@@ -60,7 +61,18 @@ class Layers(Base, nn.RNNBase):
     def extra_repr(self) -> str:
         return super().extra_repr() + (", recompute=True" if self.recompute else "")
 
-    def _forward(self, input: Any, hx: Any) -> Any:
+    def _forward_rows(
+        self, input: Any, hx: Any, lengths: Any, resets: Any, return_cell_states: bool = False
+    ) -> Any:
+        given = {"lengths": lengths, "resets": resets, "return_cell_states": return_cell_states}
+        if not torch.compiler.is_compiling():
+            shown = {name: value for name, value in given.items() if value is not None and value is not False}
+            node = self._traced(input, hx, shown)
+            if node is not None:
+                return node
+        return self._forward_any(input, hx, **given)
+
+    def _forward(self, input: Any, hx: Any, resets: Any = None) -> Any:
         if (
             self.num_layers == 1
             and type(input) is Tensor
@@ -70,39 +82,51 @@ class Layers(Base, nn.RNNBase):
             and not torch.compiler.is_compiling()
             and not is_any_autocast_enabled()
         ):
-            found = self._forward_one_layer(input, hx)
+            found = self._forward_one_layer(input, hx, resets)
             if found is not None:
                 return found
-        elif not torch.compiler.is_compiling() and (node := self._traced(input, hx)) is not None:
-            return node
+        elif not torch.compiler.is_compiling():
+            node = self._traced(input, hx, {} if resets is None else {"resets": resets})
+            if node is not None:
+                return node
+        return self._forward_any(input, hx, resets=resets)
+
+    def _forward_any(
+        self, input: Any, hx: Any, lengths: Any = None, resets: Any = None, return_cell_states: bool = False
+    ) -> Any:
         x, batch_sizes, order, inverse = (
             input if isinstance(input, PackedSequence) else (input, None, None, None)
         )
         states, weights = self._states(hx), self._weights()
         if states is None or not self._takes(x, batch_sizes, states, weights):
-            return self._forward_by_torch(input, hx)
-        y: Any
+            found = self._forward_by_torch(input, hx)
+            if lengths is not None or resets is not None or return_cell_states:
+                raise self._refusal()
+            return found
+        if order is not None:
+            states = [s.index_select(1, order) for s in states]
+        spec, sizes = rows_of_call(self._layer_spec(), x, batch_sizes, lengths, resets, return_cell_states)
+        outputs = self._run(spec, x, states, weights, sizes, resets)
+        final = outputs[1 : 1 + self._cell.states]
+        if inverse is not None:
+            final = tuple(s.index_select(1, inverse) for s in final)
+        sequences: Sequence[Any] = (outputs[0], *outputs[1 + len(final) :])
         if batch_sizes is not None:
-            if order is not None:
-                states = [s.index_select(1, order) for s in states]
-            y, *final = self._run(x, states, weights, batch_sizes)
-            if inverse is not None:
-                final = [s.index_select(1, inverse) for s in final]
-            y = PackedSequence(y, batch_sizes, order, inverse)
-        else:
-            y, *final = self._run(x, states, weights, None)
-        return y, final[0] if len(final) == 1 else tuple(final)
+            sequences = [PackedSequence(s, batch_sizes, order, inverse) for s in sequences]
+        return sequences[0], final[0] if len(final) == 1 else final, *sequences[1:]
 
-    def _forward_one_layer(self, x: Tensor, hx: Any) -> tuple[Any, Any] | None:
+    def _forward_one_layer(self, x: Tensor, hx: Any, resets: Any) -> tuple[Any, Any] | None:
         """What the op, whose own checks take no time, makes of the arguments; None where it refuses them."""
         states, weights = self._states(hx), self._weights()
         if states is None or self.recompute or weights[0].dtype != x.dtype or not are_strided(states):
             return None
         if self.training and (self.weight_dropout or self.recurrent_dropout):
             return None
+        if resets is not None and not are_strided((resets,)):
+            return None
         try:
             operands = self._operands() if self._operand_names else ()
-            found = layer(self._layer_spec() | QUIET, x, states, weights, None, operands)
+            found = layer(self._layer_spec() | QUIET, x, states, weights, None, operands, resets)
         except Refused:
             return None
         except RuntimeError:
@@ -167,11 +191,15 @@ class Layers(Base, nn.RNNBase):
         return all(is_state(s, (rows, *batch, size), x) for s, size in zip(states, sizes, strict=False))
 
     def _run(
-        self, x: Tensor, states: Sequence[Tensor], weights: list[Tensor], batch_sizes: Tensor | None
+        self,
+        spec: int,
+        x: Tensor,
+        states: Sequence[Tensor],
+        weights: list[Tensor],
+        batch_sizes: Tensor | None,
+        resets: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        """(y, *final_states)"""
-        return run_stack(self._stack(), x, states or None, weights, batch_sizes, self._operands())
-
-    def _stack(self) -> Stack:
-        spec, dropouts = self._layer_spec(), (self.dropout, self.weight_dropout, self.recurrent_dropout)
-        return Stack(spec, self.num_layers, self.training, *dropouts, self.recompute)
+        """(y, *final_states, *cell_states)"""
+        dropouts = self.dropout, self.weight_dropout, self.recurrent_dropout
+        stack = Stack(spec, self.num_layers, self.training, *dropouts, self.recompute)
+        return run_stack(stack, x, states or None, weights, batch_sizes, self._operands(), resets)

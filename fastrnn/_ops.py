@@ -2,7 +2,7 @@
 
 An op runs one layer, both directions in one call:
 
-- ``layer_forward(x, states, weights, batch_sizes, operands, spec, training) -> [y, *final_states]``
+- ``layer_forward(x, states, weights, batch_sizes, operands, spec, training) -> [y, *final_states, *cell_states]``
 - ``layer_backward(d_outputs, x, states, weights, batch_sizes, operands, y, reserve, spec, needs)
   -> [d_x, *d_states, *d_weights, *d_operands]``
 
@@ -13,10 +13,17 @@ weights are torch's flat list of the layer; with several heads w_hh is [G*H, R /
 may be bfloat16, or int8 as :mod:`fastrnn.quantized` packs them, with the scales of w_ih and w_hh behind the other
 weights of the direction; x and the rest are then float32. operands are what a cell takes beside its gates, for each
 direction, each [H], [B, H] or [T, B, H], and last, if the spec has a recurrent mask, the mask [B, R] that h is times
-where it enters the recurrent product. spec is made by :mod:`fastrnn._spec`; a quiet layer_forward returns [] instead
-of an error for arguments that do not fit. y has x's layout and D*R features. Without training there is no reserve
-[D, N, S, padded_units(H)], which is what backward needs to know. d_outputs are the gradients of the outputs but of
-reserve, None for zeros. needs says which gradients to compute; those that are not needed come back with shape [0].
+where it enters the recurrent product.
+
+If the spec is ragged, batch_sizes are the lengths, int64 [B] on the CPU from 0 to T, of the rows of an x that is not
+packed, and y is zero behind them. If it has resets, the last of all operands is bool, x's shape without I: a row's
+state is zero before the steps where it is true; it has no gradient. If it has cell states, c after every step is an
+output, with y's layout and D*H features.
+
+spec is made by :mod:`fastrnn._spec`; a quiet layer_forward returns [] instead of an error for arguments that do not
+fit. y has x's layout and D*R features. Without training there is no reserve [D, N, S, padded_units(H)], N being T*B if
+the spec is ragged, which is what backward needs to know. d_outputs are the gradients of the outputs but of reserve,
+None for zeros. needs says which gradients to compute; those that are not needed come back with shape [0].
 """
 
 import os
@@ -42,8 +49,13 @@ class Call(NamedTuple):
     x: Tensor
     states: Sequence[Tensor]
     weights: Sequence[Tensor]
-    batch_sizes: Tensor | None = None
-    operands: Sequence[Tensor] = ()
+    batch_sizes: Tensor | None = None  # or lengths
+    operands: Sequence[Tensor] = ()  # but for the resets
+    resets: Tensor | None = None
+
+
+def is_packed(spec: int, batch_sizes: Tensor | None) -> bool:
+    return batch_sizes is not None and not spec & _spec.RAGGED
 
 
 _DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
@@ -107,9 +119,13 @@ def forward(
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
     operands: Sequence[Tensor],
+    resets: Tensor | None,
     training: bool,
 ) -> list[Tensor]:
-    """[y, *final_states], with a reserve if training; or [] if the op, being quiet, refuses the arguments."""
+    """[y, *final_states, *cell_states], with a reserve if training; or [] if the op, being quiet, refuses the
+    arguments. The others are those of a :class:`Call`."""
+    if resets is not None:
+        spec, operands = spec | _spec.RESETS, [*operands, resets]
     op = _FORWARD if torch.compiler.is_compiling() else _DIRECT_FORWARD
     found: list[Tensor] = op(x, states, weights, batch_sizes, operands, spec, training)
     return found
@@ -119,7 +135,9 @@ def backward(
     call: Call, y: Tensor, reserve: Tensor, d_outputs: Sequence[Tensor | None], needs: int
 ) -> list[Tensor]:
     """[d_x, *d_states, *d_weights, *d_operands]; needs is made of :mod:`fastrnn._spec`'s bits."""
-    spec, x, states, weights, batch_sizes, operands = call
+    spec, x, states, weights, batch_sizes, operands, resets = call
+    if resets is not None:
+        spec, operands = spec | _spec.RESETS, [*operands, resets]
     op = _BACKWARD if torch.compiler.is_compiling() else _DIRECT_BACKWARD
     found: list[Tensor] = op(d_outputs, x, states, weights, batch_sizes, operands, y, reserve, spec, needs)
     return found
@@ -188,8 +206,8 @@ def torch_is_quicker(
 
 def _sizes(call: Call) -> tuple[int, int, int]:
     """(B, R, H)"""
-    spec, x, states, weights, batch_sizes, _ = call
-    if batch_sizes is not None:
+    spec, x, states, weights, batch_sizes, *_ = call
+    if is_packed(spec, batch_sizes):
         if not states:
             raise RuntimeError("fastrnn: packed input needs its initial states")
         batch = states[0].shape[1]
@@ -245,6 +263,8 @@ def _fake_forward(
     outputs = _empty_states(call)
     if not spec & _spec.SINGLE_STEP:
         outputs.insert(0, x.new_empty((*x.shape[:-1], directions * recurrent)))
+    if spec & _spec.CELL_STATES:
+        outputs.append(x.new_empty((*x.shape[:-1], directions * hidden)))
     if training:
         rows = x.shape[0] if x.dim() == 2 else x.shape[0] * x.shape[1]
         shape = (directions, rows, _spec.cell_of(spec).saved, _spec.padded_units(hidden))
@@ -265,6 +285,8 @@ def _fake_backward(
     needs: int,
 ) -> list[Tensor]:
     _check_fake(x)
+    if spec & _spec.RESETS:
+        operands = operands[:-1]
     call = Call(spec, x, states, weights, batch_sizes, operands)
 
     def gradient(shape: Sequence[int], needed: int) -> Tensor:

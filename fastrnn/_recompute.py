@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastrnn import _ops, _spec
-from fastrnn._ops import Call
+from fastrnn._ops import Call, is_packed
 
 _SHORTEST = 16  # steps of a chunk: each packs the weights again
 
@@ -21,17 +21,18 @@ _SHORTEST = 16  # steps of a chunk: each packs the weights again
 class Chunk:
     """Some steps of a sequence: which part of its tensors belongs to them, and how many rows they begin with."""
 
-    def __init__(
-        self, first: int, last: int, batch_sizes: Tensor | None, first_row: int, time_dim: int
-    ) -> None:
+    def __init__(self, call: Call, first: int, last: int, first_row: int, time_dim: int) -> None:
         self._steps = slice(first, last)
-        self.batch_sizes = None if batch_sizes is None else batch_sizes[first:last]
-        if self.batch_sizes is None:
+        sizes = call.batch_sizes
+        if sizes is not None and is_packed(call.spec, sizes):
+            self.batch_sizes: Tensor | None = sizes[first:last]
+            self._dim, self._first, self._length = 0, first_row, int(self.batch_sizes.sum())
+            self.batch: int | None = int(self.batch_sizes[0])
+        else:
+            # rows that have ended go through the other chunks with no step
+            self.batch_sizes = None if sizes is None else (sizes - first).clamp(0, last - first)
             self._dim, self._first, self._length = time_dim, first, last - first
             self.batch = None
-        else:
-            self._dim, self._first, self._length = 0, first_row, int(self.batch_sizes.sum())
-            self.batch = int(self.batch_sizes[0])
 
     def of(self, sequence: Tensor) -> Tensor:
         return sequence.narrow(self._dim, self._first, self._length)
@@ -49,41 +50,46 @@ class Chunk:
 
 def chunks_of(call: Call) -> list[Chunk]:
     """In the order of time; a bidirectional layer reads its input from both ends, so that is one chunk."""
-    spec, x, _, _, batch_sizes, _ = call
-    time_dim = 1 if spec & _spec.BATCH_FIRST and batch_sizes is None else 0
-    time = x.shape[time_dim] if batch_sizes is None else len(batch_sizes)
+    spec, x, batch_sizes = call.spec, call.x, call.batch_sizes
+    packed_sizes = batch_sizes if is_packed(spec, batch_sizes) else None
+    time_dim = 1 if spec & _spec.BATCH_FIRST and packed_sizes is None else 0
+    time = x.shape[time_dim] if packed_sizes is None else len(packed_sizes)
     bidirectional = spec & _spec.BIDIRECTIONAL
     count = 1 if bidirectional else max(1, min(math.isqrt(time), time // _SHORTEST))
     chunks, row = [], 0
     for index in range(count):
         first, last = time * index // count, time * (index + 1) // count
-        chunks.append(Chunk(first, last, batch_sizes, row, time_dim))
-        if batch_sizes is not None:
-            row += int(batch_sizes[first:last].sum())
+        chunks.append(Chunk(call, first, last, row, time_dim))
+        if packed_sizes is not None:
+            row += int(packed_sizes[first:last].sum())
     return chunks
 
 
 def forward_in_chunks(call: Call) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-    """(y, *final_states), and the states that the chunks but the first begin with."""
+    """(y, *final_states, *cell_states), and the states that the chunks but the first begin with."""
     chunks = chunks_of(call)
     if len(chunks) == 1:
         return tuple(_ops.forward(*call, False)), []
-    x, wide = call.x, _widened(call)
-    y = x.new_empty((*x.shape[:-1], call.weights[1].shape[1] * _spec.heads_of(call.spec)))
+    x, wide, count = call.x, _widened(call), _spec.cell_of(call.spec).states
+    sequences: list[Tensor] = []  # y and the cell states
     finals: list[Tensor] = []
     kept: list[Tensor] = []
     states = wide.states
     for index, chunk in enumerate(chunks):
-        y_chunk, *last = _ops.forward(*_part(wide, x, chunk, states), False)
-        chunk.of(y).copy_(y_chunk)
+        y, *rest = _ops.forward(*_part(wide, x, chunk, states), False)
+        made, last = [y, *rest[count:]], rest[:count]
         if index == 0:
+            sequences = [x.new_empty((*x.shape[:-1], part.shape[-1])) for part in made]
             finals = [state.clone() for state in last]
+        for sequence, part in zip(sequences, made, strict=True):
+            chunk.of(sequence).copy_(part)
         for final, state in zip(finals, last, strict=True):
             chunk.rows(final).copy_(state)
         if index + 1 < len(chunks):
             states = [chunks[index + 1].rows(state).contiguous() for state in last]
             kept += states
-    return (y, *(final.to(x.dtype) for final in finals)), kept
+    y, *cell_states = sequences
+    return (y, *(final.to(x.dtype) for final in finals), *cell_states), kept
 
 
 def backward_in_chunks(
@@ -94,8 +100,8 @@ def backward_in_chunks(
     if len(chunks) == 1:
         y, *_, reserve = _ops.forward(*call, True)
         return tuple(_ops.backward(call, y, reserve, d_outputs, needs))
-    x, wide, count = call.x, _widened(call), len(d_outputs) - 1
-    d_y, *d_finals = d_outputs
+    x, wide, count = call.x, _widened(call), _spec.cell_of(call.spec).states
+    d_y, d_finals, d_cell_states = d_outputs[0], d_outputs[1 : 1 + count], d_outputs[1 + count :]
     d_x = x.new_empty(x.shape if needs & _spec.NEEDS_X else (0,))
     d_states: Sequence[Tensor | None] = [None] * count
     totals: list[Tensor] = []
@@ -104,7 +110,8 @@ def backward_in_chunks(
         states = wide.states if index == 0 else kept[(index - 1) * count : index * count]
         part = _part(wide, x, chunk, states)
         d_ends = [_joined(chunk, after, final) for after, final in zip(d_states, d_finals, strict=True)]
-        d_chunk = (None if d_y is None else chunk.of(d_y), *d_ends)
+        d_sequences = [None if d is None else chunk.of(d) for d in (d_y, *d_cell_states)]
+        d_chunk = (d_sequences[0], *d_ends, *d_sequences[1:])
         y, *_, reserve = _ops.forward(*part, True)
         d_x_part, *rest = _ops.backward(
             part,
@@ -145,6 +152,7 @@ def _part(wide: Call, x: Tensor, chunk: Chunk, states: Sequence[Tensor]) -> Call
         states=states,
         batch_sizes=chunk.batch_sizes,
         operands=operands,
+        resets=None if wide.resets is None else chunk.of(wide.resets),
     )
 
 

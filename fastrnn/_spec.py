@@ -47,6 +47,9 @@ HAS_BIASES, BATCH_FIRST, BIDIRECTIONAL, SINGLE_STEP, QUIET, RECURRENT_MASK = (
     1 << int(FACTS["spec"][name][0])
     for name in ("has_biases", "batch_first", "bidirectional", "single_step", "quiet", "recurrent_mask")
 )
+RAGGED, RESETS, CELL_STATES = (
+    1 << int(FACTS["spec"][name][0]) for name in ("ragged", "resets", "cell_states")
+)
 NEEDS_X, NEEDS_STATES, NEEDS_WEIGHTS, NEEDS_OPERANDS = (
     1 << int(FACTS["needs"][name][0]) for name in ("x", "states", "weights", "operands")
 )
@@ -136,8 +139,8 @@ def cell_of(spec: int) -> Cell:
 
 
 def outputs_of(spec: int) -> int:
-    """y and the final states; of a single step the states alone."""
-    return cell_of(spec).states + (0 if spec & SINGLE_STEP else 1)
+    """y, the final states and, if the spec has them, the cell states; of a single step the states alone."""
+    return cell_of(spec).states + (0 if spec & SINGLE_STEP else 1) + (1 if spec & CELL_STATES else 0)
 
 
 def operands_of(spec: int) -> int:

@@ -17,12 +17,16 @@ from fastrnn import _cuda, _ops
 from fastrnn._autograd import layer, reference_layer
 from fastrnn._heads import check_heads, have_kernels, joined
 from fastrnn._masks import add_recurrent_masks, drop_weights
+from fastrnn._ops import is_packed
+from fastrnn._rows import rows_of_call
 from fastrnn._spec import (
     BATCH_FIRST,
     BIDIRECTIONAL,
+    CELL_STATES,
     GRU,
     HAS_BIASES,
     LSTM,
+    RAGGED,
     RECURRENT_MASK,
     RNN,
     cell_of,
@@ -59,7 +63,10 @@ def lstm(
     heads: int = 1,
     weight_dropout: float = 0.0,
     recurrent_dropout: float = 0.0,
-) -> tuple[Tensor, Tensor, Tensor]:
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    return_cell_states: bool = False,
+) -> tuple[Tensor, ...]:
     """A stack of LSTM layers.
 
     Args:
@@ -75,14 +82,24 @@ def lstm(
             ln_c_bias [H]
         heads: of the recurrent weights; w_hh is then [4*H, R / heads]
         recompute, weight_dropout, recurrent_dropout: as in :class:`fastrnn.LSTM`; the latter two act in training alone
+        lengths: of the rows of x, int64 [B], on any device and in any order; values from 1 to T. y is zero behind a
+            row's end, its final states are those there, and the reverse direction begins there
+        resets: bool, x's shape without I. A row is cut before each step where they are true: the state is zero there,
+            at the first step too. The reverse direction is cut at the same places: h_0 enters the last piece, and h_n
+            is the state after the first one
+        return_cell_states: return c after every step too
 
     Returns:
-        y with x's layout and D*R features, and h_n and c_n like hx
+        y with x's layout and D*R features, and h_n and c_n like hx; with return_cell_states c of every step, with x's
+        layout and D*H features
+
+    Raises:
+        ValueError: lengths, resets or values of options that do not fit
     """
     spec = LSTM.spec((activation, layer_norm), has_biases, batch_first, bidirectional, check_heads(heads))
+    spec, batch_sizes = rows_of_call(spec, x, batch_sizes, lengths, resets, return_cell_states)
     stack = Stack(spec, num_layers, training, dropout, weight_dropout, recurrent_dropout, recompute)
-    y, h_n, c_n = run_stack(stack, x, hx, weights, batch_sizes, operands)
-    return y, h_n, c_n
+    return run_stack(stack, x, hx, weights, batch_sizes, operands, resets)
 
 
 def gru(
@@ -105,6 +122,8 @@ def gru(
     heads: int = 1,
     weight_dropout: float = 0.0,
     recurrent_dropout: float = 0.0,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A stack of GRU layers.
 
@@ -124,8 +143,9 @@ def gru(
     spec = GRU.spec(
         (reset_after, activation, layer_norm), has_biases, batch_first, bidirectional, check_heads(heads)
     )
+    spec, batch_sizes = rows_of_call(spec, x, batch_sizes, lengths, resets, False)
     stack = Stack(spec, num_layers, training, dropout, weight_dropout, recurrent_dropout, recompute)
-    y, h_n = run_stack(stack, x, None if hx is None else (hx,), weights, batch_sizes, operands)
+    y, h_n = run_stack(stack, x, None if hx is None else (hx,), weights, batch_sizes, operands, resets)
     return y, h_n
 
 
@@ -148,6 +168,8 @@ def rnn(
     heads: int = 1,
     weight_dropout: float = 0.0,
     recurrent_dropout: float = 0.0,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A stack of Elman layers.
 
@@ -163,8 +185,9 @@ def rnn(
         y with x's layout and D*H features, h_n like hx
     """
     spec = RNN.spec((nonlinearity, layer_norm), has_biases, batch_first, bidirectional, check_heads(heads))
+    spec, batch_sizes = rows_of_call(spec, x, batch_sizes, lengths, resets, False)
     stack = Stack(spec, num_layers, training, dropout, weight_dropout, recurrent_dropout, recompute)
-    y, h_n = run_stack(stack, x, None if hx is None else (hx,), weights, batch_sizes, operands)
+    y, h_n = run_stack(stack, x, None if hx is None else (hx,), weights, batch_sizes, operands, resets)
     return y, h_n
 
 
@@ -194,14 +217,18 @@ def run_stack(
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
     operands: Sequence[Tensor] = (),
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """(y, *final_states) from what serves x's device and dtype: the ops, else torch, else the reference. operands are
-    those of a layer (fastrnn/_ops.py), layer by layer."""
-    if x.dim() == 2 and batch_sizes is None:
+    """(y, *final_states, *cell_states) from what serves x's device and dtype: the ops, else torch, else the reference.
+    batch_sizes, which may be lengths, and resets are a layer's (fastrnn/_ops.py), operands are such, layer by layer."""
+    if x.dim() == 2 and not is_packed(stack.spec, batch_sizes):
         dim = 0 if stack.spec & BATCH_FIRST else 1
         batch = None if states is None else [s.unsqueeze(1) for s in states]
-        y, *final = run_stack(stack, x.unsqueeze(dim), batch, weights, None, operands)
-        return y.squeeze(dim), *(s.squeeze(1) for s in final)
+        lengths = None if batch_sizes is None else batch_sizes.unsqueeze(0)
+        cuts = None if resets is None else resets.unsqueeze(dim)
+        y, *final = run_stack(stack, x.unsqueeze(dim), batch, weights, lengths, operands, cuts)
+        cell_states = [final.pop().squeeze(dim)] if stack.spec & CELL_STATES else []
+        return y.squeeze(dim), *(s.squeeze(1) for s in final), *cell_states
     if stack.training and stack.weight_dropout:
         weights = drop_weights(weights, stack.num_layers * stack.directions, stack.weight_dropout)
     if not have_kernels(stack.spec, x, weights):
@@ -213,18 +240,19 @@ def run_stack(
         operands = add_recurrent_masks(operands, directions, stack.recurrent_dropout, x, rows, width)
         stack = stack._replace(spec=stack.spec | RECURRENT_MASK)
     family, choice = family_of(stack.spec)
-    has_torch = family.is_torchs(choice) and not stack.spec & RECURRENT_MASK
-    if not _ops.has_kernels(x) or (operands and x.is_cuda):
+    has_engine = not operands and resets is None and not stack.spec & (RAGGED | CELL_STATES)  # on CUDA
+    has_torch = family.is_torchs(choice) and has_engine
+    if not _ops.has_kernels(x) or (x.is_cuda and not has_engine):
         if has_torch:
             return _run_torch(stack, x, states, weights, batch_sizes)
         plain = stack._replace(recompute=False)
-        return run_layers(reference_layer, plain, x, states, weights, batch_sizes, operands)
+        return run_layers(reference_layer, plain, x, states, weights, batch_sizes, operands, resets)
     casts = _ops.autocasts(x) and x.dtype != torch.float64
     if x.is_cuda and has_torch and (casts or _cuda.torch_is_quicker(stack, x, states, weights, batch_sizes)):
         return _run_torch(stack, x, states, weights, batch_sizes)
     if casts:
-        return _run_autocast(stack, x, states, weights, batch_sizes, operands)
-    return run_layers(layer, stack, x, states, weights, batch_sizes, operands)
+        return _run_autocast(stack, x, states, weights, batch_sizes, operands, resets)
+    return run_layers(layer, stack, x, states, weights, batch_sizes, operands, resets)
 
 
 def run_layers(
@@ -235,6 +263,7 @@ def run_layers(
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
     operands: Sequence[Tensor] = (),
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     spec, num_layers, training, dropout, *_, recompute = stack
     if recompute:
@@ -242,16 +271,17 @@ def run_layers(
     initial: Sequence[Tensor] = ()
     if states is not None:
         initial = states
-    elif batch_sizes is not None:
+    elif is_packed(spec, batch_sizes):
         initial = _zeros(stack, x, weights, batch_sizes)
     if num_layers == 1:
-        return tuple(run_layer(spec, x, initial, weights, batch_sizes, operands))
+        return tuple(run_layer(spec, x, initial, weights, batch_sizes, operands, resets))
 
     # between layers time comes first: rows of a step lie together, and dropout draws in torch's order
-    batch_first = spec & BATCH_FIRST if batch_sizes is None else 0
+    batch_first = 0 if is_packed(spec, batch_sizes) else spec & BATCH_FIRST
     if batch_first:
-        x = x.transpose(0, 1)
-    spec ^= batch_first
+        x, resets = x.transpose(0, 1), None if resets is None else resets.transpose(0, 1)
+    has_cell_states = spec & CELL_STATES
+    spec ^= batch_first | has_cell_states
     directions = stack.directions
 
     def of_layer(tensors: Sequence[Tensor], index: int) -> Sequence[Tensor]:
@@ -262,13 +292,16 @@ def run_layers(
     for index in range(num_layers):
         if index > 0 and training and dropout > 0:
             x = torch.dropout(x, dropout, True)
-        if index == num_layers - 1 and batch_first:
-            x, spec = x.transpose(0, 1), spec | batch_first
+        if index == num_layers - 1:
+            spec |= batch_first | has_cell_states
+            if batch_first:
+                x, resets = x.transpose(0, 1), None if resets is None else resets.transpose(0, 1)
         start = [s[index * directions : (index + 1) * directions] for s in initial]
-        given = of_layer(weights, index), batch_sizes, of_layer(operands, index)
+        given = of_layer(weights, index), batch_sizes, of_layer(operands, index), resets
         x, *final = run_layer(spec, x, start, *given)
         finals.append(final)
-    return x, *(torch.cat(parts) for parts in zip(*finals, strict=True))
+    cell_states = [finals[-1].pop()] if has_cell_states else []
+    return x, *(torch.cat(parts) for parts in zip(*finals, strict=True)), *cell_states
 
 
 def _run_torch(
@@ -296,6 +329,7 @@ def _run_autocast(
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
     operands: Sequence[Tensor],
+    resets: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """Computes in the weights' dtype, which loses nothing, and gives every output the dtype that torch.nn gives it; but
     in autocast's dtype on CUDA, where the tensor cores are."""
@@ -307,11 +341,11 @@ def _run_autocast(
     projected = per_direction % 2 == 1
     if x.is_cuda:
         sequence = last = low
-    elif family is GRU or (family is LSTM and batch_sizes is not None and not projected):
+    elif family is GRU or (family is LSTM and is_packed(stack.spec, batch_sizes) and not projected):
         sequence = last = state
     else:
         sequence, last = low, state if projected else low
-    y, *finals, final = run_layers(
+    y, *finals = run_layers(
         layer,
         stack,
         x.to(dtype),
@@ -319,8 +353,10 @@ def _run_autocast(
         [w.to(dtype) for w in weights],
         batch_sizes,
         [operand.to(dtype) for operand in operands],
+        resets,
     )
-    return y.to(sequence), *(f.to(sequence) for f in finals), final.to(last)
+    count = family.states
+    return y.to(sequence), *(f.to(sequence if i + 1 < count else last) for i, f in enumerate(finals))
 
 
 def _zeros(
@@ -337,9 +373,9 @@ def _sizes(
     """(B, R, H)"""
     if states is not None:
         batch = states[0].shape[1]
-    elif batch_sizes is None:
-        batch = x.shape[0 if stack.spec & BATCH_FIRST else 1]
-    else:
+    elif batch_sizes is not None and is_packed(stack.spec, batch_sizes):
         batch = int(batch_sizes[0])
+    else:
+        batch = x.shape[0 if stack.spec & BATCH_FIRST else 1]
     recurrent = weights[1].shape[1] * heads_of(stack.spec)
     return batch, recurrent, weights[1].shape[0] // cell_of(stack.spec).gates

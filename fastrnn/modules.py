@@ -4,7 +4,7 @@ A call whose arguments fit goes to :mod:`fastrnn.functional`. Any other goes to 
 comes out is torch.nn's error, or torch.nn's result where it takes more than the kernels do.
 """
 
-from typing import Any, overload
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from fastrnn._layers import Layers
 from fastrnn._spec import Choice
 
 __all__ = ["GRU", "LSTM", "RNN"]
+
+_Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
 
 
 def _check_no_projection(arguments: dict[str, Any]) -> None:
@@ -46,8 +48,14 @@ class LSTM(Layers):
     Shape:
         - input: [T, B, I], [B, T, I] if batch_first, [T, I], or a PackedSequence
         - hx: (h_0 [L*D, B, R], c_0 [L*D, B, H]), without B for input [T, I]; zeros if not given
-        - output: like input with D*R features, and (h_n, c_n) like hx; D = 2 if bidirectional else 1,
-          R = proj_size or H
+        - lengths: of the rows of a padded input, int64 [B], on any device and in any order, from 1 to T. The output is
+          zero behind a row's end, its final states are those there, and the reverse direction begins there
+        - resets: bool, input's shape without I; for a PackedSequence [N], in the order of its data. A row is cut
+          before each step where they are true: h and c are zero there, at the first step too. Outputs and gradients
+          are those of the pieces, run one by one; the reverse direction is cut at the same places, so that hx enters
+          the last piece, and its final states are those after the first one
+        - output: like input with D*R features, and (h_n, c_n) like hx; with return_cell_states=True the last layer's c
+          after every step too, like input with D*H features; D = 2 if bidirectional else 1, R = proj_size or H
     """
 
     activation: str
@@ -91,14 +99,36 @@ class LSTM(Layers):
 
     @overload
     def forward(
-        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
+        self,
+        input: _Sequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        return_cell_states: Literal[False] = False,
+    ) -> tuple[_Sequence, tuple[Tensor, Tensor]]: ...
     @overload
     def forward(
-        self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
-    def forward(self, input: Any, hx: Any = None) -> Any:
-        return self._forward(input, hx)
+        self,
+        input: _Sequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        return_cell_states: Literal[True],
+    ) -> tuple[_Sequence, tuple[Tensor, Tensor], _Sequence]: ...
+    def forward(
+        self,
+        input: Any,
+        hx: Any = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        return_cell_states: bool = False,
+    ) -> Any:
+        if lengths is None and not return_cell_states:
+            return self._forward(input, hx, resets)
+        return self._forward_rows(input, hx, lengths, resets, return_cell_states)
 
     def _choice(self) -> Choice:
         return self.activation, self.layer_norm
@@ -121,6 +151,7 @@ class GRU(Layers):
     Shape:
         - input: [T, B, I], [B, T, I] if batch_first, [T, I], or a PackedSequence
         - hx: h_0 [L*D, B, H], without B for input [T, I]; zeros if not given
+        - lengths, resets: as in :class:`LSTM`
         - output: like input with D*H features, and h_n like hx; D = 2 if bidirectional else 1
     """
 
@@ -174,12 +205,20 @@ class GRU(Layers):
         self.activation = self._cell.check("activation", activation)
         self._add_layer_norm(layer_norm)
 
-    @overload
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
-    @overload
-    def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
-    def forward(self, input: Any, hx: Any = None) -> Any:
-        return self._forward(input, hx)
+    def forward(
+        self,
+        input: _Sequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> tuple[_Sequence, Tensor]:
+        found: tuple[_Sequence, Tensor] = (
+            self._forward(input, hx, resets)
+            if lengths is None
+            else self._forward_rows(input, hx, lengths, resets)
+        )
+        return found
 
     def _choice(self) -> Choice:
         return self.reset_after, self.activation, self.layer_norm
@@ -198,6 +237,7 @@ class RNN(Layers):
     Shape:
         - input: [T, B, I], [B, T, I] if batch_first, [T, I], or a PackedSequence
         - hx: h_0 [L*D, B, H], without B for input [T, I]; zeros if not given
+        - lengths, resets: as in :class:`LSTM`
         - output: like input with D*H features, and h_n like hx; D = 2 if bidirectional else 1
     """
 
@@ -237,12 +277,20 @@ class RNN(Layers):
         super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
         self._add_layer_norm(layer_norm)
 
-    @overload
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
-    @overload
-    def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
-    def forward(self, input: Any, hx: Any = None) -> Any:
-        return self._forward(input, hx)
+    def forward(
+        self,
+        input: _Sequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> tuple[_Sequence, Tensor]:
+        found: tuple[_Sequence, Tensor] = (
+            self._forward(input, hx, resets)
+            if lengths is None
+            else self._forward_rows(input, hx, lengths, resets)
+        )
+        return found
 
     def _choice(self) -> Choice:
         return "tanh" if self.mode == "RNN_TANH" else "relu", self.layer_norm

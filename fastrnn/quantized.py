@@ -220,11 +220,11 @@ class _Quantized(Layers):
         if not self._buffers:  # called while the layer is made
             super().reset_parameters()
 
-    def _forward(self, input: Any, hx: Any) -> Any:
+    def _forward_any(self, *arguments: Any, **rows: Any) -> Any:
         with torch.no_grad():
-            return super()._forward(input, hx)
+            return super()._forward_any(*arguments, **rows)
 
-    def _forward_one_layer(self, x: Tensor, hx: Any) -> tuple[Any, Any] | None:
+    def _forward_one_layer(self, x: Tensor, hx: Any, resets: Any) -> tuple[Any, Any] | None:
         return None  # the op can check neither the size of x nor the dtype of the weights
 
     def _suits(self, x: Any, weights: Sequence[Tensor]) -> bool:
@@ -238,16 +238,20 @@ class _Quantized(Layers):
         )
 
     def _run(
-        self, x: Tensor, states: Sequence[Tensor], weights: list[Tensor], batch_sizes: Tensor | None
+        self,
+        spec: int,
+        x: Tensor,
+        states: Sequence[Tensor],
+        weights: list[Tensor],
+        batch_sizes: Tensor | None,
+        resets: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        if not states and batch_sizes is not None:
+        if not states and batch_sizes is not None and _ops.is_packed(spec, batch_sizes):
             rows = self.num_layers * (2 if self.bidirectional else 1)
             sizes = (self.proj_size or self.hidden_size, self.hidden_size)[: self._cell.states]
             states = [x.new_zeros(rows, int(batch_sizes[0]), size) for size in sizes]
-        if not _ops.autocasts(x):
-            return super()._run(x, states, weights, batch_sizes)
         with torch.autocast("cpu", enabled=False):  # which would cast the weights
-            return super()._run(x, states, weights, batch_sizes)
+            return super()._run(spec, x, states, weights, batch_sizes, resets)
 
     def _forward_by_torch(self, input: Any, hx: Any) -> Any:
         x = input.data if isinstance(input, PackedSequence) else input

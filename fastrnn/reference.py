@@ -7,6 +7,7 @@ With several heads a w_hh has R / heads columns. masks are those of recurrent dr
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,24 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "hardtanh": F.hardtanh,
 }
+
+
+class Rows(NamedTuple):
+    """Where the rows of a layer's sequence end and are cut, and whether c is returned for every step.
+
+    lengths, int64 [B], are those of the rows of an x that is not packed: y is zero behind a row's end, its final state
+    is the one there, and the reverse direction begins there. resets, bool, have x's shape without I: a row is cut
+    before each step where they are true, and the piece that begins there begins with a state of zeros, at the first
+    step too. The reverse direction runs from a cut's other side: h0 enters the last piece, the pieces before it begin
+    with zeros, and h_n is the state after the first one.
+    """
+
+    lengths: Tensor | None = None
+    resets: Tensor | None = None
+    cell_states: bool = False
+
+
+WHOLE = Rows()
 
 # w_ih, w_hh, b_ih, b_hh, w_hr, and the operands
 _Direction = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Sequence[Tensor]]
@@ -159,9 +178,11 @@ def lstm_layer(
     activation: str,
     layer_norm: bool,
     masks: Sequence[Tensor] = (),
-) -> tuple[Tensor, Tensor, Tensor]:
+    rows: Rows = WHOLE,
+) -> tuple[Tensor, ...]:
     """x [T, B, I], [B, T, I] if batch_first, or [N, I] if packed; h0 [D, B, R], c0 [D, B, H] or None for zeros
-    -> (y like x with D*R features, h_n [D, B, R], c_n [D, B, H])."""
+    -> (y like x with D*R features, h_n [D, B, R], c_n [D, B, H]), and c of every step, like x with D*H features, where
+    rows ask for it."""
 
     def step(x: Tensor, h: Tensor, c: Tensor, w: _Direction, mask: Tensor | None) -> tuple[Tensor, ...]:
         w_ih, w_hh, b_ih, b_hh, w_hr, norm = w
@@ -170,8 +191,7 @@ def lstm_layer(
     directions = _directions(weights, operands, has_biases, bidirectional)
     hidden, w_hr = weights[1].shape[0] // 4, directions[0][4]
     sizes = hidden if w_hr is None else w_hr.shape[0], hidden
-    y, h_n, c_n = _layer(step, x, (h0, c0), sizes, directions, batch_sizes, batch_first, masks)
-    return y, h_n, c_n
+    return _layer(step, x, (h0, c0), sizes, directions, batch_sizes, batch_first, masks, rows)
 
 
 def gru_layer(
@@ -187,6 +207,7 @@ def gru_layer(
     activation: str,
     layer_norm: bool,
     masks: Sequence[Tensor] = (),
+    rows: Rows = WHOLE,
 ) -> tuple[Tensor, Tensor]:
     """x [T, B, I], [B, T, I] if batch_first, or [N, I] if packed; h0 [D, B, H] or None for zeros
     -> (y like x with D*H features, h_n [D, B, H])."""
@@ -196,7 +217,9 @@ def gru_layer(
         return (gru_step(x, h, w_ih, w_hh, b_ih, b_hh, reset_after, activation, norm, mask),)
 
     directions = _directions(weights, operands, has_biases, bidirectional)
-    y, h_n = _layer(step, x, (h0,), (weights[1].shape[0] // 3,), directions, batch_sizes, batch_first, masks)
+    y, h_n = _layer(
+        step, x, (h0,), (weights[1].shape[0] // 3,), directions, batch_sizes, batch_first, masks, rows
+    )
     return y, h_n
 
 
@@ -212,6 +235,7 @@ def rnn_layer(
     nonlinearity: str,
     layer_norm: bool,
     masks: Sequence[Tensor] = (),
+    rows: Rows = WHOLE,
 ) -> tuple[Tensor, Tensor]:
     """x [T, B, I], [B, T, I] if batch_first, or [N, I] if packed; h0 [D, B, H] or None for zeros
     -> (y like x with D*H features, h_n [D, B, H])."""
@@ -221,7 +245,7 @@ def rnn_layer(
         return (rnn_step(x, h, w_ih, w_hh, b_ih, b_hh, nonlinearity, norm, mask),)
 
     directions = _directions(weights, operands, has_biases, bidirectional)
-    y, h_n = _layer(step, x, (h0,), (weights[1].shape[0],), directions, batch_sizes, batch_first, masks)
+    y, h_n = _layer(step, x, (h0,), (weights[1].shape[0],), directions, batch_sizes, batch_first, masks, rows)
     return y, h_n
 
 
@@ -252,28 +276,63 @@ def _layer(
     batch_sizes: Tensor | None,
     batch_first: bool,
     masks: Sequence[Tensor],
+    rows: Rows,
 ) -> tuple[Tensor, ...]:
-    """y and the final states; rows of a packed sequence that have ended keep their state."""
-    if batch_sizes is None:
-        steps = list(x.unbind(1 if batch_first else 0))
-    else:
-        steps = list(torch.split(x, batch_sizes.tolist()))
-    batch = steps[0].shape[0]
-    outputs, finals = [], []
+    """y and the final states, and the last state of every step where rows ask for it; rows of a sequence that have
+    ended keep their state."""
+    time_dim = 1 if batch_first and batch_sizes is None else 0
+
+    def split(sequence: Tensor) -> list[Tensor]:
+        if batch_sizes is None:
+            return list(sequence.unbind(time_dim))
+        return list(torch.split(sequence, batch_sizes.tolist()))
+
+    def join(steps: Sequence[Tensor]) -> Tensor:
+        return torch.stack(tuple(steps), time_dim) if batch_sizes is None else torch.cat(tuple(steps))
+
+    steps = split(x)
+    cuts = None if rows.resets is None else split(rows.resets)
+    batch, time = steps[0].shape[0], len(steps)
+    going_on: list[Tensor] | None = None
+    if rows.lengths is not None:
+        ends = rows.lengths.to(x.device)
+        going_on = [t < ends for t in range(time)]
+        steps = [torch.where(on[:, None], row, 0.0) for on, row in zip(going_on, steps, strict=True)]
+    sequences, finals = [], []
     for direction, weights in enumerate(directions):
         state = tuple(
             x.new_zeros(batch, size) if start is None else start[direction]
             for start, size in zip(initial, sizes, strict=True)
         )
-        rows: list[Tensor] = []
-        for row in reversed(steps) if direction else steps:
-            active = row.shape[0]
+        made: list[tuple[Tensor, ...]] = []
+        for t in reversed(range(time)) if direction else range(time):
+            active = steps[t].shape[0]
+            start = tuple(s[:active] for s in state)
+            if cuts is not None and (not direction or t + 1 < time):
+                start = _cut(start, cuts, going_on, t + direction)
             mask = masks[direction][:active] if masks else None
-            new = step(row, *(s[:active] for s in state), weights, mask)
-            state = tuple(torch.cat((n, s[active:])) for n, s in zip(new, state, strict=True))
-            rows.append(new[0])
-        outputs.append(rows[::-1] if direction else rows)
+            new = step(steps[t], *start, weights, mask)
+            state = tuple(
+                torch.cat((n if going_on is None else torch.where(going_on[t][:, None], n, s), s[active:]))
+                for n, s in zip(new, state, strict=True)
+            )
+            out = new[:2] if rows.cell_states else (new[0],)
+            if going_on is not None:
+                out = tuple(torch.where(going_on[t][:, None], o, 0.0) for o in out)
+            made.append(out)
+        sequences.append(made[::-1] if direction else made)
         finals.append(state)
-    y = [torch.cat(parts, -1) for parts in zip(*outputs, strict=True)]
-    joined = torch.cat(y) if batch_sizes is not None else torch.stack(y, 1 if batch_first else 0)
-    return joined, *(torch.stack(parts) for parts in zip(*finals, strict=True))
+    # of each direction, step and output -> of each output, joined over directions, then over steps
+    of_steps = zip(*sequences, strict=True)
+    joined = ([torch.cat(parts, -1) for parts in zip(*outs, strict=True)] for outs in of_steps)
+    y, *cell_states = (join(of_output) for of_output in zip(*joined, strict=True))
+    return y, *(torch.stack(parts) for parts in zip(*finals, strict=True)), *cell_states
+
+
+def _cut(
+    state: tuple[Tensor, ...], cuts: Sequence[Tensor], going_on: Sequence[Tensor] | None, t: int
+) -> tuple[Tensor, ...]:
+    """The state with zeros in the rows that are cut before time t, of those that are still there then."""
+    cut = cuts[t] if going_on is None else cuts[t] & going_on[t]
+    there = cut.shape[0]
+    return tuple(torch.cat((torch.where(cut[:, None], 0.0, s[:there]), s[there:])) for s in state)

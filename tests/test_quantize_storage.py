@@ -122,7 +122,7 @@ def test_the_op_refuses_matrices_of_fewer_bits_with_another_x(weights, dtype):
     spec, x = fastrnn.RNN(1, 1)._layer_spec(), torch.zeros(3, 2, 7, dtype=dtype)
     for training in (False, True):
         with pytest.raises(RuntimeError, match=r"^fastrnn: "):
-            fastrnn._ops.forward(spec, x, (), rest, None, (), training)
+            fastrnn._ops.forward(spec, x, (), rest, None, (), None, training)
 
 
 @layers

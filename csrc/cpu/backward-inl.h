@@ -74,7 +74,7 @@ class BackwardPass : BackwardLayout<T> {
     static const T* as(const void* pointer) { return static_cast<const T*>(pointer); }
     static T* as(void* pointer) { return static_cast<T*>(pointer); }
 
-    Steps steps_of(int d) const { return {s_.time, s_.batch, offsets_, s_.order, d == 1}; }
+    Steps steps_of(int d) const { return steps_of_direction(s_, offsets_, d); }
     Rows<T> d_x() const { return {as(p_.d_x), {p_.d_x_stride_time, p_.d_x_stride_batch, s_.packed}}; }
     Rows<const T> y(int d) const {
         return {as(p_.y) + d * recurrent_, {p_.y_stride_time, p_.y_stride_batch, s_.packed}};
@@ -146,6 +146,7 @@ class BackwardPass : BackwardLayout<T> {
                 const Moment now{d, steps, chunk, steps.time_of(step), step};
                 const Range active{rows.begin, min(rows.end, steps.count(now.t))};
                 for (int i = stages_ - 1; i >= 0; --i) run_stage(now, i, active, place, scratch_of(thread));
+                if (steps.resets) cut_gradients(now, active, columns, place.units);
             }
             place.direction.wait();
             multiply_into_d_x(d, steps, chunk, place.direction, scratch_of(thread));
@@ -168,6 +169,19 @@ class BackwardPass : BackwardLayout<T> {
         }
     }
 
+    // Nothing goes back from a state of zeros. The columns and units are those that this thread makes and reads.
+    void cut_gradients(const Moment& now, Range rows, Range columns, Range units) {
+        const Buffers& buffers = buffers_[now.d];
+        const auto clear = [](T* row, Range part) {
+            __builtin_memset(row + part.begin, 0, sizeof(T) * static_cast<size_t>(part.end - part.begin));
+        };
+        for (int64_t b = rows.begin; b < rows.end; ++b) {
+            if (now.steps.origin(now.step, b) != Origin::zero) continue;
+            clear(buffers.d_h + b * recurrent_padded_, columns);
+            if (k_.c_saved >= 0) clear(buffers.d_c + b * hidden_padded_, units);
+        }
+    }
+
     void store_state(const T* from, const Steps& steps, int d, Range rows, Range columns, int64_t width, T* to) const {
         for (int64_t b = rows.begin; b < rows.end; ++b) {
             __builtin_memcpy(to + (d * s_.batch + steps.row_of(b)) * width + columns.begin,
@@ -180,8 +194,8 @@ class BackwardPass : BackwardLayout<T> {
 
     // the state h before a step of row b
     const T* previous_h(int d, const Steps& steps, int64_t step, int64_t b) const {
-        return steps.carries(step, b) ? y(d).at(steps, steps.time_of(step - 1), b)
-                                      : state_row(p_.h0, zeros_, steps, d, b, recurrent_);
+        return state_before(steps, step, b, p_.h0, zeros_, d, recurrent_,
+                            [&] { return y(d).at(steps, steps.time_of(step - 1), b); });
     }
 
     const T* saved_row(int d, int64_t row) const {
@@ -189,8 +203,9 @@ class BackwardPass : BackwardLayout<T> {
     }
 
     const T* previous_c(int d, const Steps& steps, int64_t step, int64_t b) const {
-        if (!steps.carries(step, b)) return state_row(p_.c0, zeros_, steps, d, b, s_.hidden);
-        return saved_row(d, steps.first_row(steps.time_of(step - 1)) + b) + k_.c_saved * hidden_padded_;
+        return state_before(steps, step, b, p_.c0, zeros_, d, s_.hidden, [&] {
+            return saved_row(d, steps.first_row(steps.time_of(step - 1)) + b) + k_.c_saved * hidden_padded_;
+        });
     }
 
     // a block of rows, by their addresses
@@ -252,6 +267,7 @@ class BackwardPass : BackwardLayout<T> {
         Block block;
         for (int64_t b = rows.begin; b < rows.end; b += kRowBlock) {
             fill(block, now, stage, b, min(rows.end - b, kRowBlock), units);
+            if (p_.d_cell_states && stage + 1 == k_.stages) add_cell_state_gradients(now, b, block.tile);
             current.arithmetic(block.tile);
         }
         if (!current.has_product) return;
@@ -298,6 +314,18 @@ class BackwardPass : BackwardLayout<T> {
             if (stage + 1 < k_.stages) {
                 T* const handed_on = buffers.stages[stage + 1].operand + in_chunk * hidden_padded_;
                 multiply_by_mask(handed_on, mask_row(now, b, s_.hidden), units, s_.hidden, Init::zero, handed_on);
+            }
+        }
+    }
+
+    void add_cell_state_gradients(const Moment& now, int64_t first, const BackwardTile<T>& tile) const {
+        const Rows<const T> d_cell_states{as(p_.d_cell_states) + now.d * s_.hidden,
+                                          {p_.d_cell_states_stride_time, p_.d_cell_states_stride_batch, s_.packed}};
+        for (int64_t r = 0; r < tile.rows; ++r) {
+            const T* const from = d_cell_states.at(now.steps, now.t, first + r);
+            T* const d_c = tile.d_c[r];
+            for (int64_t u = tile.begin; u < tile.end; u += kLanes) {
+                (V::load(d_c + u) + load_units(from, u, s_.hidden)).store(d_c + u);
             }
         }
     }

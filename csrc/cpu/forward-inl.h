@@ -124,13 +124,14 @@ class ForwardPass : ForwardLayout<T> {
     // -- the loop over time -------------------------------------------------------------------------------------------
 
     void run_direction(int d, Place& place, const Scratch& scratch) {
-        const Steps steps{s_.time, s_.batch, offsets_, s_.order, d == 1};
+        const Steps steps = steps_of_direction(s_, offsets_, d);
         const Range rows = rows_of_part(steps, s_.rows, place.batch_part, place.batch_parts);
         for (int64_t first = 0; first < s_.time; first += chunk_) {
             const int64_t last = min(first + chunk_, s_.time);
             multiply_input(d, steps, rows, place.units, first, last, scratch);
             for (int64_t step = first; step < last; ++step) {
                 const Moment now{d, steps, steps.time_of(step), step, step - first};
+                if (steps.count(now.t) == 0 && s_.batch > 0) continue;  // every row has ended
                 const Range active{rows.begin, min(rows.end, steps.count(now.t))};
                 for (int i = 0; i < stages_; ++i) {
                     run_stage(now, i, active, place, scratch);
@@ -140,8 +141,16 @@ class ForwardPass : ForwardLayout<T> {
         }
         write_final_state(d, steps, rows, place);
         if (!offsets_ || s_.packed) return;
-        const Rows<T> y{static_cast<T*>(p_.y) + d * recurrent_, {p_.y_stride_time, p_.y_stride_batch, false}};
-        clear_rest(y, steps, rows, columns_of(place));
+        clear_rest(y(d), steps, rows, columns_of(place));
+        if (p_.cell_states) clear_rest(cell_states(d), steps, rows, place.units);
+    }
+
+    Rows<T> y(int d) const {
+        return {static_cast<T*>(p_.y) + d * recurrent_, {p_.y_stride_time, p_.y_stride_batch, s_.packed}};
+    }
+    Rows<T> cell_states(int d) const {
+        return {static_cast<T*>(p_.cell_states) + d * s_.hidden,
+                {p_.cell_states_stride_time, p_.cell_states_stride_batch, s_.packed}};
     }
 
     // where the slots of a row lie: in the reserve when they are kept, else in the chunk's buffer
@@ -238,8 +247,8 @@ class ForwardPass : ForwardLayout<T> {
     // -- a stage of a step --------------------------------------------------------------------------------------------
 
     const T* previous_h(const Moment& now, int64_t b) const {
-        if (now.steps.carries(now.step, b)) return buffers_[now.d].h[now.step & 1] + b * recurrent_padded_;
-        return state_row(p_.h0, zeros_, now.steps, now.d, b, recurrent_);
+        return state_before(now.steps, now.step, b, p_.h0, zeros_, now.d, recurrent_,
+                            [&] { return buffers_[now.d].h[now.step & 1] + b * recurrent_padded_; });
     }
 
     // what a stage's product multiplies
@@ -271,7 +280,7 @@ class ForwardPass : ForwardLayout<T> {
         const Buffers& buffers = buffers_[now.d];
         const Stage& current = buffers.stages[stage];
         const bool last = stage + 1 == stages_;
-        const Rows<T> y{static_cast<T*>(p_.y) + now.d * recurrent_, {p_.y_stride_time, p_.y_stride_batch, s_.packed}};
+        const Rows<T> y = this->y(now.d);
         T* const out = last ? buffers.h[(now.step + 1) & 1] : current.handed_on;
         const int64_t out_stride = last ? recurrent_padded_ : hidden_padded_;
         for (int64_t r = 0; r < count; ++r) {
@@ -282,8 +291,8 @@ class ForwardPass : ForwardLayout<T> {
             if (last) block.y[r] = y.at(now.steps, now.t, b);
             if (k_.c_saved < 0) continue;
             block.c_next[r] = buffers.c + b * hidden_padded_;
-            block.c[r] = now.steps.carries(now.step, b) ? block.c_next[r]
-                                                        : state_row(p_.c0, zeros_, now.steps, now.d, b, s_.hidden);
+            block.c[r] = state_before<T>(now.steps, now.step, b, p_.c0, zeros_, now.d, s_.hidden,
+                                         [&] { return block.c_next[r]; });
         }
         ForwardTile<T>& tile = block.tile;
         tile.rows = count;
@@ -358,14 +367,24 @@ class ForwardPass : ForwardLayout<T> {
                 if (after_all) continue;
                 block.tile.begin = min(unit(first), unit(last - 1));
                 block.tile.end = min(max(unit(first), unit(last - 1)) + tile, units.end);
-                current.arithmetic(block.tile);
+                run_tile(now, stage, b, block.tile);
             }
         }
         for (int64_t b = rows.begin; after_all && b < rows.end; b += kRowBlock) {
             fill(block, now, stage, b, min(rows.end - b, kRowBlock));
             block.tile.begin = units.begin;
             block.tile.end = units.end;
-            current.arithmetic(block.tile);
+            run_tile(now, stage, b, block.tile);
+        }
+    }
+
+    // the cell's arithmetic on rows from `first` on
+    void run_tile(const Moment& now, int stage, int64_t first, const ForwardTile<T>& tile) const {
+        buffers_[now.d].stages[stage].arithmetic(tile);
+        if (!p_.cell_states || stage + 1 != k_.stages) return;
+        const Rows<T> to = cell_states(now.d);
+        for (int64_t r = 0; r < tile.rows; ++r) {
+            copy(tile.c_next[r] + tile.begin, to.at(now.steps, now.t, first + r) + tile.begin, tile.end - tile.begin);
         }
     }
 
@@ -383,12 +402,16 @@ class ForwardPass : ForwardLayout<T> {
     void write_final_state(int d, const Steps& steps, Range rows, const Place& place) {
         const Range columns = columns_of(place), units = place.units;
         for (int64_t b = rows.begin; b < rows.end; ++b) {
-            const int64_t taken = steps.reverse ? s_.time : steps.length(b), row = d * s_.batch + steps.row_of(b);
-            copy(buffers_[d].h[taken & 1] + b * recurrent_padded_ + columns.begin,
-                 static_cast<T*>(p_.h_n) + row * recurrent_ + columns.begin, columns.end - columns.begin);
+            const int64_t length = steps.length(b), taken = steps.reverse ? s_.time : length;
+            const int64_t row = d * s_.batch + steps.row_of(b);
+            const T* const h = length > 0 ? buffers_[d].h[taken & 1] + b * recurrent_padded_
+                                          : state_row(p_.h0, zeros_, steps, d, b, recurrent_);
+            copy(h + columns.begin, static_cast<T*>(p_.h_n) + row * recurrent_ + columns.begin,
+                 columns.end - columns.begin);
             if (k_.c_saved < 0) continue;
-            copy(buffers_[d].c + b * hidden_padded_ + units.begin,
-                 static_cast<T*>(p_.c_n) + row * s_.hidden + units.begin, units.end - units.begin);
+            const T* const c =
+                length > 0 ? buffers_[d].c + b * hidden_padded_ : state_row(p_.c0, zeros_, steps, d, b, s_.hidden);
+            copy(c + units.begin, static_cast<T*>(p_.c_n) + row * s_.hidden + units.begin, units.end - units.begin);
         }
     }
 };

@@ -48,6 +48,17 @@ const T* state_row(const void* state, const T* zeros, const Steps& steps, int d,
     return state ? static_cast<const T*>(state) + (d * steps.batch + steps.row_of(b)) * width : zeros;
 }
 
+// the state of row b before a step, which carried() finds where a step made it
+template <class T, class Carried>
+const T* state_before(const Steps& steps, int64_t step, int64_t b, const void* initial, const T* zeros, int d,
+                      int64_t width, const Carried& carried) {
+    switch (steps.origin(step, b)) {
+        case Origin::step_before: return carried();
+        case Origin::initial: return state_row(initial, zeros, steps, d, b, width);
+        default: return zeros;
+    }
+}
+
 // zero in `columns` of rows at times that they take no part in
 template <class T>
 void clear_rest(const Rows<T>& sequence, const Steps& steps, Range rows, Range columns) {
@@ -89,6 +100,15 @@ struct Heads {
     // Whether units may be split over `parts` threads that never wait for each other: each has heads of its own.
     bool part(const Shape& shape, int parts) const { return count > 1 && count >= parts && !shape.projection; }
 };
+inline Steps steps_of_direction(const Shape& shape, const int64_t* offsets, int d) {
+    return {shape.time,
+            shape.batch,
+            offsets,
+            shape.order,
+            d == 1,
+            shape.resets,
+            {shape.resets_stride_time, shape.resets_stride_batch, shape.packed}};
+}
 
 // Seconds, roughly, on a present-day server core: only their ratios matter, and only to the choice of a schedule. A
 // core multiplies and adds as many lanes a cycle as its vectors have, and half as many where that is not one

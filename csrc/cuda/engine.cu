@@ -4,12 +4,12 @@
 namespace fastrnn {
 namespace {
 
-// A row lies where its time and its place in the batch say, and the recurrent weights are one block that meets h as it
-// is.
+// A row lies where its time and its place in the batch say, nothing cuts it, and the recurrent weights are one block
+// that meets h as it is.
 template <class Params>
 bool is_taken(const Params& params) {
     const Shape& shape = params.shape;
-    return !shape.order && (shape.packed || !shape.batch_sizes) && shape.heads == 1 &&
+    return !shape.order && !shape.resets && (shape.packed || !shape.batch_sizes) && shape.heads == 1 &&
            !params.weights[0].recurrent_mask;
 }
 
@@ -24,13 +24,13 @@ size_t cuda_backward_workspace_bytes(const BackwardParams& params, const CudaPla
 }
 
 cudaError_t cuda_forward(const ForwardParams& params, const CudaPlan& plan, Products& products, cudaStream_t stream) {
-    if (!is_taken(params)) return cudaErrorNotSupported;
+    if (!is_taken(params) || params.cell_states) return cudaErrorNotSupported;
     return plan.engine == CudaEngine::grid ? grid_forward(params, plan, products, stream)
                                            : steps_forward(params, plan, products, stream);
 }
 
 cudaError_t cuda_backward(const BackwardParams& params, const CudaPlan& plan, Products& products, cudaStream_t stream) {
-    if (!is_taken(params)) return cudaErrorNotSupported;
+    if (!is_taken(params) || params.d_cell_states) return cudaErrorNotSupported;
     return plan.engine == CudaEngine::grid ? grid_backward(params, plan, products, stream)
                                            : steps_backward(params, plan, products, stream);
 }

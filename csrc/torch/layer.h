@@ -72,7 +72,9 @@ struct Layer {
     int64_t recurrent;
     Tensor x;
     std::vector<Tensor> states, weights, operands;
-    MaybeTensor batch_sizes;
+    MaybeTensor batch_sizes;  // or lengths
+    MaybeTensor resets;
+    std::vector<int64_t> order, sizes;  // of ragged rows, as Shape has them
     int weights_per_direction;
     WeightFormat format = WeightFormat::plain;  // of the matrices
     bool quantized = false;                     // they have fewer bits than x
@@ -86,19 +88,21 @@ struct Layer {
           widened(computed != stored),
           dtype_code(dtype_code_of(computed)),
           reserve_code(stored == ScalarType::Double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32()),
-          batch_first(spec.batch_first && !batch_sizes_),
-          packed(batch_sizes_.has_value()),
+          batch_first(spec.batch_first && (spec.ragged || !batch_sizes_)),
+          packed(batch_sizes_ && !spec.ragged),
           x(std::move(x_)),
           states(std::move(states_)),
           weights(std::move(weights_)),
           operands(std::move(operands_)),
           batch_sizes(std::move(batch_sizes_)) {
         check(on_cpu || cuda_runs(spec.cell), "fastrnn: no CUDA engine runs the cell ", spec.info().name);
-        check(on_cpu || spec.plain(), "fastrnn: no CUDA engine runs heads or a recurrent mask");
+        check(on_cpu || spec.plain(),
+              "fastrnn: no CUDA engine runs heads, a recurrent mask, lengths, resets or the cell states of every step");
         check(stored == ScalarType::Float || stored == ScalarType::Double || is_half(stored),
               "fastrnn: x must be float32, float64, bfloat16 or float16");
         shape.directions = spec.bidirectional ? 2 : 1;
         read_sizes();
+        read_resets();
         read_weights();
         read_states();
         read_operands();
@@ -112,8 +116,10 @@ struct Layer {
         const int64_t dim = x.dim();
         const int64_t expected = packed || spec.single_step ? 2 : 3;
         check(dim == expected, "fastrnn: x must have ", expected, " dimensions, got ", dim);
-        check(!spec.single_step || (!packed && shape.directions == 1),
-              "fastrnn: a single step is not packed and has one direction");
+        check(!spec.single_step || (!batch_sizes && shape.directions == 1 && !spec.cell_states),
+              "fastrnn: a single step has neither batch sizes nor lengths, one direction, and its states alone");
+        check(!spec.ragged || batch_sizes, "fastrnn: a ragged sequence has lengths");
+        check(!spec.cell_states || has_cell_state(spec.cell), "fastrnn: ", spec.info().name, " has no cell states");
         shape.input = x.size(dim - 1);
         if (packed) {
             check(batch_sizes->dim() == 1 && batch_sizes->scalar_type() == ScalarType::Long && batch_sizes->is_cpu(),
@@ -138,8 +144,57 @@ struct Layer {
             shape.time = x.size(batch_first ? 1 : 0);
             shape.batch = x.size(batch_first ? 0 : 1);
             shape.rows = shape.time * shape.batch;
+            if (spec.ragged) read_lengths();
         }
         check(shape.time > 0, "Expected sequence length to be larger than 0 in RNN");
+    }
+
+    // Ragged rows are taken longest first.
+    void read_lengths() {
+        check(batch_sizes->scalar_type() == ScalarType::Long && batch_sizes->is_cpu(),
+              "fastrnn: lengths must be an int64 CPU tensor");
+        check_shape("lengths", *batch_sizes, {shape.batch});
+        batch_sizes = torch::stable::contiguous(*batch_sizes);
+        const auto* const lengths = static_cast<const int64_t*>(batch_sizes->data_ptr());
+        std::vector<int64_t> ending(static_cast<size_t>(shape.time) + 1);  // at each time
+        for (int64_t b = 0; b < shape.batch; ++b) {
+            check(lengths[b] >= 0 && lengths[b] <= shape.time, "fastrnn: a length must be from 0 to ", shape.time,
+                  ", got ", lengths[b]);
+            ++ending[static_cast<size_t>(lengths[b])];
+        }
+        if (ending.back() == shape.batch) return;  // each takes part in all steps
+        sizes.resize(static_cast<size_t>(shape.time));
+        shape.rows = 0;
+        int64_t going_on = shape.batch;
+        for (size_t t = 0; t < sizes.size(); ++t) shape.rows += sizes[t] = going_on -= ending[t];
+        // where the next row of a length goes: behind those that are longer
+        std::vector<int64_t> next(ending.size());
+        for (size_t length = ending.size() - 1; length-- > 0;) next[length] = next[length + 1] + ending[length + 1];
+        order.resize(static_cast<size_t>(shape.batch));
+        for (int64_t b = 0; b < shape.batch; ++b) {
+            order[static_cast<size_t>(next[static_cast<size_t>(lengths[b])]++)] = b;
+        }
+        shape.batch_sizes = sizes.data();
+        shape.order = order.data();
+    }
+
+    void read_resets() {
+        if (!spec.resets) return;
+        check(!operands.empty(), "fastrnn: resets are the last operand");
+        resets = std::move(operands.back());
+        operands.pop_back();
+        check(resets->scalar_type() == ScalarType::Bool, "fastrnn: resets must be bool");
+        check(on_one_device(*resets, x), "fastrnn: resets and x must be on the same device");
+        if (packed || spec.single_step) {
+            check_shape("resets", *resets, {shape.rows});
+        } else {
+            batch_first ? check_shape("resets", *resets, {shape.batch, shape.time})
+                        : check_shape("resets", *resets, {shape.time, shape.batch});
+        }
+        const Strides strides = strides_of(*resets);
+        shape.resets = static_cast<const bool*>(resets->data_ptr());
+        shape.resets_stride_time = strides.time;
+        shape.resets_stride_batch = strides.batch;
     }
 
     // weights of a direction are w_ih, w_hh, b_ih, b_hh, w_hr and scales, as many of them as there are
@@ -310,15 +365,16 @@ struct Layer {
                             : empty(x, {w.size(0)}, dtype_code);
     }
     Tensor nothing() const { return empty(x, {0}, dtype_code); }
+    // of a ragged sequence there is room for all of x, so that its size does not depend on the lengths
+    int64_t reserve_rows() const { return spec.ragged ? shape.time * shape.batch : shape.rows; }
     Tensor empty_reserve() const {
         const int64_t values = spec.info().saved, units = padded_units(shape.hidden), row = values * units;
-        const int64_t sizes[] = {shape.directions, shape.rows, values, units},
-                      strides[] = {shape.rows * row, row, units, 1};
+        const int64_t rows = reserve_rows();
+        const int64_t sizes[] = {shape.directions, rows, values, units}, strides[] = {rows * row, row, units, 1};
         const ScalarType type = stored == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-        const auto bytes =
-            static_cast<size_t>(shape.directions * shape.rows * row) * (type == ScalarType::Double ? 8 : 4);
+        const auto bytes = static_cast<size_t>(shape.directions * rows * row) * (type == ScalarType::Double ? 8 : 4);
         if (!x.is_cpu() || bytes < KeptMemory::kLeastBlock) {
-            return empty(x, {shape.directions, shape.rows, values, units}, reserve_code);
+            return empty(x, {shape.directions, rows, values, units}, reserve_code);
         }
         Pages pages = kept_memory().take_block(bytes);
         void* const data = pages.data();

@@ -27,8 +27,8 @@ std::vector<Tensor> run_forward(const Layer& layer, bool training) {
     ForwardParams p{};
     p.format = layer.format;
     layer.fill(p);
-    std::vector<Tensor> outputs;  // y, final states, reserve
-    outputs.reserve(4);
+    std::vector<Tensor> outputs;  // y, final states, cell states, reserve
+    outputs.reserve(5);
     const auto next = [&](Tensor made) {
         outputs.push_back(std::move(made));
         return outputs.back().data_ptr();
@@ -39,6 +39,12 @@ std::vector<Tensor> run_forward(const Layer& layer, bool training) {
     p.y_stride_batch = strides.batch;
     p.h_n = layer.spec.single_step ? p.y : next(layer.empty_state(layer.recurrent));
     if (has_cell_state(layer.spec.cell)) p.c_n = next(layer.empty_state(s.hidden));
+    if (layer.spec.cell_states) {
+        p.cell_states = next(layer.empty_output(s.directions * s.hidden));
+        const auto of_c = layer.strides_of(outputs.back());
+        p.cell_states_stride_time = of_c.time;
+        p.cell_states_stride_batch = of_c.batch;
+    }
     std::optional<Tensor> reserve;
     if (training) {
         reserve = layer.empty_reserve();
@@ -52,23 +58,30 @@ std::vector<Tensor> run_forward(const Layer& layer, bool training) {
     return outputs;
 }
 
-// d_y, d_h_n, d_c_n, checked and in the kernels' form
+// d_y, d_h_n, d_c_n, d_cell_states, checked and in the kernels' form
 void read_gradients(const Layer& layer, std::vector<MaybeTensor>& d_outputs, BackwardParams& p) {
-    const size_t states = static_cast<size_t>(layer.spec.info().states), sequences = layer.spec.single_step ? 0 : 1;
-    check(d_outputs.size() == sequences + states, "fastrnn: expected ", sequences + states,
-          " gradients of outputs, got ", d_outputs.size());
-    if (sequences && d_outputs[0]) {
-        MaybeTensor& d_y = d_outputs[0];
-        layer.check_sequence("d_y", *d_y, layer.shape.directions * layer.recurrent);
-        d_y = Layer::with_unit_stride(layer.widen(*d_y));
-        const auto strides = layer.strides_of(*d_y);
-        p.d_y = d_y->data_ptr();
-        p.d_y_stride_time = strides.time;
-        p.d_y_stride_batch = strides.batch;
+    const size_t states = static_cast<size_t>(layer.spec.info().states), first = layer.spec.single_step ? 0 : 1;
+    const size_t expected = first + states + (layer.spec.cell_states ? 1 : 0);
+    check(d_outputs.size() == expected, "fastrnn: expected ", expected, " gradients of outputs, got ",
+          d_outputs.size());
+    const auto read = [&](const char* name, MaybeTensor& given, int64_t width, const void*& data, int64_t& stride_time,
+                          int64_t& stride_batch) {
+        if (!given) return;
+        layer.check_sequence(name, *given, layer.shape.directions * width);
+        given = Layer::with_unit_stride(layer.widen(*given));
+        const auto strides = layer.strides_of(*given);
+        data = given->data_ptr();
+        stride_time = strides.time;
+        stride_batch = strides.batch;
+    };
+    if (first) read("d_y", d_outputs[0], layer.recurrent, p.d_y, p.d_y_stride_time, p.d_y_stride_batch);
+    if (layer.spec.cell_states) {
+        read("the gradient of cell states", d_outputs.back(), layer.shape.hidden, p.d_cell_states,
+             p.d_cell_states_stride_time, p.d_cell_states_stride_batch);
     }
     const void** const finals[] = {&p.d_h_n, &p.d_c_n};
     for (size_t i = 0; i < states; ++i) {
-        MaybeTensor& d_final = d_outputs[sequences + i];
+        MaybeTensor& d_final = d_outputs[first + i];
         if (!d_final) continue;
         layer.check_state("the gradient of a final state", *d_final, layer.state_width(i));
         d_final = layer.dense(*d_final);
@@ -83,7 +96,7 @@ std::vector<Tensor> run_backward(Layer& layer, std::vector<MaybeTensor> d_output
     BackwardParams p{};
     layer.widen_weights();
     layer.fill(p);
-    check_shape("reserve", reserve, {s.directions, s.rows, cell.saved, padded_units(s.hidden)});
+    check_shape("reserve", reserve, {s.directions, layer.reserve_rows(), cell.saved, padded_units(s.hidden)});
     layer.check_kind("reserve", reserve, layer.stored == ScalarType::Double ? ScalarType::Double : ScalarType::Float);
     check(reserve.is_contiguous(), "fastrnn: reserve must be contiguous");
     p.reserve = reserve.data_ptr();

@@ -26,9 +26,12 @@ inline constexpr BitField kSingleStep{"single_step", 19, 1};        // x [B, I];
 inline constexpr BitField kQuiet{"quiet", 20, 1};                   // forward returns [] for arguments that it refuses
 inline constexpr BitField kHeads{"heads", 21, 12};                  // of the recurrent weights, less one
 inline constexpr BitField kRecurrentMask{"recurrent_mask", 33, 1};  // the last operand of a direction
-inline constexpr BitField kAll[] = {kCell,       kActivation, kHasBiases, kBatchFirst,   kBidirectional,
-                                    kSingleStep, kQuiet,      kHeads,     kRecurrentMask};
-inline constexpr int kBits = 34;
+inline constexpr BitField kRagged{"ragged", 34, 1};                 // batch_sizes are the rows' lengths, int64 [B]
+inline constexpr BitField kResets{"resets", 35, 1};                 // the last of all operands
+inline constexpr BitField kCellStates{"cell_states", 36, 1};        // an output behind the final states
+inline constexpr BitField kAll[] = {kCell,  kActivation, kHasBiases,     kBatchFirst, kBidirectional, kSingleStep,
+                                    kQuiet, kHeads,      kRecurrentMask, kRagged,     kResets,        kCellStates};
+inline constexpr int kBits = 37;
 }  // namespace spec_fields
 
 struct Spec {
@@ -36,7 +39,7 @@ struct Spec {
     Activation activation;
     bool has_biases, batch_first, bidirectional, single_step, quiet;
     int64_t heads;
-    bool recurrent_mask;
+    bool recurrent_mask, ragged, resets, cell_states;
 
     explicit Spec(int64_t bits)
         : cell(static_cast<Cell>(spec_fields::kCell.of(bits))),
@@ -47,7 +50,10 @@ struct Spec {
           single_step(spec_fields::kSingleStep.of(bits)),
           quiet(spec_fields::kQuiet.of(bits)),
           heads(spec_fields::kHeads.of(bits) + 1),
-          recurrent_mask(spec_fields::kRecurrentMask.of(bits)) {
+          recurrent_mask(spec_fields::kRecurrentMask.of(bits)),
+          ragged(spec_fields::kRagged.of(bits)),
+          resets(spec_fields::kResets.of(bits)),
+          cell_states(spec_fields::kCellStates.of(bits)) {
         if (bits < 0 || bits >> spec_fields::kBits || spec_fields::kCell.of(bits) >= kCellCount ||
             spec_fields::kActivation.of(bits) >= kActivationCount ||
             (!info().has_activation && activation != Activation::tanh)) {
@@ -57,8 +63,8 @@ struct Spec {
     }
 
     const CellInfo& info() const { return cell_info(cell); }
-    // whether a step is the cell's own, with one block of weights that meets h as it is
-    bool plain() const { return heads == 1 && !recurrent_mask; }
+    // whether a step is the cell's own, with one block of weights that meets h as it is, and rows go on to their end
+    bool plain() const { return heads == 1 && !recurrent_mask && !ragged && !resets && !cell_states; }
 };
 
 // Which gradients layer_backward is to compute, its `needs`.

@@ -23,6 +23,7 @@ struct Problem {
     bool biases, states;               // states: h0 and c0 are given
     int64_t heads = 1;
     bool masked = false;  // there is a recurrent mask
+    bool resets = false, cell_states = false;
 
     int64_t gates() const { return fastrnn::gate_count(cell) * hidden; }
     int64_t recurrent() const { return projection ? projection : hidden; }
@@ -50,6 +51,8 @@ struct Problem {
         for (int64_t i = 0; i < t; ++i) row += batch_sizes[static_cast<size_t>(i)];
         return row;
     }
+    // whether the state of row b is zero before the step at t
+    bool is_reset(int64_t t, int64_t b) const { return resets && (t * 7 + b * 5) % 3 == 0; }
     std::string name() const {
         std::string text = std::string(fastrnn::cell_info(cell).name) + "-";
         text += fastrnn::kActivations[static_cast<int>(activation)];
@@ -58,7 +61,8 @@ struct Problem {
         text += masked ? "-masked" : "";
         text += heads > 1 ? "-heads" + std::to_string(heads) : "";
         return text + (directions == 2 ? "-bi" : "") + (batch_sizes.empty() ? "" : "-packed") +
-               (biases ? "" : "-nobias") + (states ? "" : "-nostate");
+               (biases ? "" : "-nobias") + (states ? "" : "-nostate") + (resets ? "-resets" : "") +
+               (cell_states ? "-cells" : "");
     }
 };
 
@@ -70,7 +74,7 @@ struct Tensors {
         std::vector<double> recurrent_mask = {};  // [B, R], or empty
     };
     Direction weights[2];
-    std::vector<double> x, h0, c0, y, h_n, c_n;
+    std::vector<double> x, h0, c0, y, h_n, c_n, cell_states;
 };
 
 // multiples of 2^-12 * scale in [-scale, scale]: exact in every type where scale is a power of two
@@ -90,7 +94,7 @@ class Random {
     uint64_t state_;
 };
 
-// the layer's arguments; y, h_n and c_n hold the gradients that come in
+// the layer's arguments; y, h_n, c_n and cell_states hold the gradients that come in
 inline Tensors random_tensors(const Problem& p) {
     Random random(static_cast<uint64_t>(p.hidden * 131 + p.input * 17 + p.batch));
     const double recurrent = std::exp2(std::floor(-std::log2(p.head_length()) / 2));  // states neither fade nor grow
@@ -109,12 +113,13 @@ inline Tensors random_tensors(const Problem& p) {
     t.y = random(p.rows() * p.directions * p.recurrent(), 1);
     t.h_n = random(states * p.recurrent(), 1);
     t.c_n = random(p.has_c() ? states * p.hidden : 0, 1);
+    t.cell_states = random(p.cell_states ? p.rows() * p.directions * p.hidden : 0, 1);
     return t;
 }
 
 class Reference {
    public:
-    // outputs: y, h_n, c_n of the layer; gradients: of x, h0, c0 and the weights
+    // outputs: y, h_n, c_n and cell_states of the layer; gradients: of x, h0, c0 and the weights
     Tensors outputs, gradients;
 
     Reference(const Problem& p, const Tensors& given) : p_(p) {
@@ -124,6 +129,7 @@ class Reference {
         const std::vector<Var> c0 = leaves(p.states && p.has_c() ? given.c0 : zeros(p.directions * p.batch * p.hidden));
         std::vector<Var> y(static_cast<size_t>(p.rows() * p.directions * p.recurrent()));
         std::vector<Var> h_n(h0.size()), c_n(c0.size());
+        std::vector<Var> cells(static_cast<size_t>(p.rows() * p.directions * p.hidden));
         Weights weights[2];
         for (int d = 0; d < p.directions; ++d) {
             const Tensors::Direction& w = given.weights[d];
@@ -134,9 +140,14 @@ class Reference {
                 mask_ = p.masked ? w.recurrent_mask.data() + b * p.recurrent() : nullptr;
                 std::vector<Var> h = slice(h0, state, p.recurrent()), c = slice(c0, state, p.hidden);
                 for (int64_t i = 0; i < p.length(b); ++i) {
-                    const int64_t row = p.row_of(d ? p.length(b) - 1 - i : i, b);
+                    const int64_t t = d ? p.length(b) - 1 - i : i, row = p.row_of(t, b);
+                    if (d ? i > 0 && p.is_reset(t + 1, b) : p.is_reset(t, b)) {
+                        h.assign(h.size(), Var(0.0));
+                        c.assign(c.size(), Var(0.0));
+                    }
                     step(weights[d], slice(x, row, p.input), h, c);
                     write(h, y, (row * p.directions + d) * p.recurrent());
+                    write(c, cells, (row * p.directions + d) * p.hidden);
                 }
                 write(h, h_n, state * p.recurrent());
                 write(c, c_n, state * p.hidden);
@@ -145,11 +156,13 @@ class Reference {
         outputs.y = values(y);
         outputs.h_n = values(h_n);
         if (p.has_c()) outputs.c_n = values(c_n);
+        if (p.cell_states) outputs.cell_states = values(cells);
 
         std::vector<std::pair<int, double>> seeds;
         seed(y, given.y, seeds);
         seed(h_n, given.h_n, seeds);
         seed(c_n, given.c_n, seeds);
+        seed(cells, given.cell_states, seeds);
         slopes_ = fastrnn_test::gradients(seeds);
         gradients.x = slopes(x);
         gradients.h0 = slopes(h0);

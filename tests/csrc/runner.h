@@ -15,7 +15,7 @@ struct Wanted {
 // results in the order of the shapes in kernels.h; a part that was not asked for is empty
 template <class T>
 struct Results {
-    std::vector<T> y, h_n, c_n, d_x, d_h0, d_c0, d_weights[10], d_operands[2 * fastrnn::kMaxOperands];
+    std::vector<T> y, h_n, c_n, cell_states, d_x, d_h0, d_c0, d_weights[10], d_operands[2 * fastrnn::kMaxOperands];
     bool kept_inputs = true, kept_gaps = true;
 };
 
@@ -56,6 +56,8 @@ class Runner {
           c0_(placed(given.c0)),
           h_n_(states(p.recurrent())),
           c_n_(states(p.has_c() ? p.hidden : 0)),
+          cell_states_(sequence(p.cell_states ? p.directions * p.hidden : 0)),
+          resets_(p, p.resets ? 1 : 0, layout, marks(p)),
           reserve_(p.directions * p.rows() * fastrnn::saved_values(p.cell) * fastrnn::padded_units(p.hidden)) {
         for (int64_t b = 0; b < p.batch; ++b) order_.push_back(place_of(p, layout, b));
         for (int d = 0; d < p.directions; ++d) {
@@ -79,22 +81,28 @@ class Runner {
         params.y_stride_batch = y_.stride_batch();
         params.h_n = h_n_.data();
         params.c_n = p_.has_c() ? c_n_.data() : nullptr;
+        if (p_.cell_states) params.cell_states = cell_states_.data();
+        params.cell_states_stride_time = cell_states_.stride_time();
+        params.cell_states_stride_batch = cell_states_.stride_batch();
         params.reserve = keep_reserve && fastrnn::saved_values(p_.cell) ? reserve_.data() : nullptr;
         Library::forward(params);
         results.y = y_.values();
         results.h_n = taken(h_n_);
         results.c_n = taken(c_n_);
-        results.kept_gaps &= y_.gaps_untouched();
+        results.cell_states = cell_states_.values();
+        results.kept_gaps &= y_.gaps_untouched() && cell_states_.gaps_untouched();
     }
 
     void forward(bool keep_reserve, Results<T>& results) {
         forward(keep_reserve, results, [](fastrnn::ForwardParams&) {});
     }
 
-    // after forward(true); an empty member of `incoming` (y, h_n, c_n) is handed over as null
+    // after forward(true); an empty member of `incoming` (y, h_n, c_n, cell_states) is handed over as null
     template <class Adjust>
     void backward(const Tensors& incoming, Wanted wanted, Results<T>& results, const Adjust& adjust) {
         const Sequence<T> d_y(p_, features(), layout_, incoming.y.empty() ? zeros(p_.rows() * features()) : incoming.y);
+        const Sequence<T> d_cell_states(p_, incoming.cell_states.empty() ? 0 : p_.directions * p_.hidden, layout_,
+                                        incoming.cell_states);
         const Sequence<T> d_x = sequence(p_.input);
         const Array<T> d_h_n(placed(incoming.h_n)), d_c_n(placed(incoming.c_n));
         const Array<T> d_h0(wanted.state ? states(p_.recurrent()) : 0);
@@ -118,6 +126,9 @@ class Runner {
         params.d_y_stride_batch = d_y.stride_batch();
         params.d_h_n = d_h_n.data_or_null();
         params.d_c_n = d_c_n.data_or_null();
+        params.d_cell_states = incoming.cell_states.empty() ? nullptr : d_cell_states.data();
+        params.d_cell_states_stride_time = d_cell_states.stride_time();
+        params.d_cell_states_stride_batch = d_cell_states.stride_batch();
         params.d_x = wanted.x ? d_x.data() : nullptr;
         params.d_x_stride_time = d_x.stride_time();
         params.d_x_stride_batch = d_x.stride_batch();
@@ -176,6 +187,15 @@ class Runner {
     int64_t features() const { return p_.directions * p_.recurrent(); }
     int64_t states(int64_t width) const { return p_.directions * p_.batch * width; }
     Sequence<T> sequence(int64_t features) const { return {p_, features, layout_}; }
+    static std::vector<double> marks(const Problem& p) {
+        std::vector<double> marks(static_cast<size_t>(p.resets ? p.rows() : 0));
+        for (int64_t b = 0; b < p.batch && p.resets; ++b) {
+            for (int64_t t = 0; t < p.length(b); ++t) {
+                marks[static_cast<size_t>(p.row_of(t, b))] = p.is_reset(t, b) ? 1 : 0;
+            }
+        }
+        return marks;
+    }
     static std::vector<double> zeros(int64_t count) { return std::vector<double>(static_cast<size_t>(count), 0.0); }
 
     static size_t operand_index(int d, int i) { return static_cast<size_t>(d * fastrnn::kMaxOperands + i); }
@@ -191,6 +211,11 @@ class Runner {
             params.shape.batch_sizes = p_.batch_sizes.data();
             params.shape.packed = layout_ != Layout::ragged;
             params.shape.order = layout_ == Layout::ragged ? order_.data() : nullptr;
+        }
+        if (p_.resets) {
+            params.shape.resets = reinterpret_cast<const bool*>(resets_.data());
+            params.shape.resets_stride_time = resets_.stride_time();
+            params.shape.resets_stride_batch = resets_.stride_batch();
         }
         for (int d = 0; d < p_.directions; ++d) {
             const Array<T>* w = &weights_[static_cast<size_t>(5 * d)];
@@ -214,6 +239,8 @@ class Runner {
     int threads_;
     Sequence<T> x_, y_;
     Array<T> h0_, c0_, h_n_, c_n_;
+    Sequence<T> cell_states_;
+    Sequence<unsigned char> resets_;
     Array<Reserve> reserve_;
     std::vector<Array<T>> weights_;   // w_ih, w_hh, b_ih, b_hh, w_hr of each direction
     std::vector<Array<T>> operands_;  // [kMaxOperands] of each direction

@@ -4,8 +4,8 @@
 // Types: x, y, h, the weights and every gradient are stored in `dtype`; sums, c and the reserve are float64 for float64
 // and float32 for the others, but for c0, c_n and their gradients, which are stored in `dtype`.
 //
-// Not supported, and refused with that error: ragged sequences that are not packed, an order of rows, cells with
-// operands.
+// Not supported, and refused with that error: ragged sequences that are not packed, an order of rows, resets, the cell
+// states of every step, cells with operands.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -86,12 +86,17 @@ struct Shape {
     int64_t hidden;                  // H
     int64_t projection;              // P, or 0 for none; LSTM only
     int directions;                  // D: 1, or 2 (the second runs backwards in time)
-    const int64_t* batch_sizes;      // [T], falling from B: rows that take part in each step; null when all B do
+    const int64_t* batch_sizes;      // [T], never rising: rows that take part in each step, the first ones of its B;
+                                     // of packed input B to begin with. Null when all B do
     bool packed = false;             // rows of x and y lie one after another, a step's after those of the step before
     const int64_t* order = nullptr;  // [B]: row b of a step is row order[b] of states and of unpacked x and y; null: b
     // Of the recurrent weights, which are block-diagonal: the units of head k meet head k's part of h alone. Divides H
     // and R, into multiples of kUnitAlignment where it is not 1.
     int64_t heads = 1;
+    // [T, B], or [N] of packed rows: a mark cuts its row before that step. The piece after it begins with a state of
+    // zeros, h0 at the first step too; in the reverse direction it is the piece before it that does. Null: no cuts
+    const bool* resets = nullptr;
+    int64_t resets_stride_time = 0, resets_stride_batch = 0;
 };
 
 // Values that a cell takes beside its gates, a value a unit: [T, B, H], or with a stride of 0 the same for all steps or
@@ -142,8 +147,10 @@ struct ForwardParams {
     const void* c0;  // [D, B, H], or null for zeros; LSTM only
     void* y;         // [T, B, D*R] or [N, D*R]; direction d writes features d*R .. (d+1)*R; shares no memory with x
     int64_t y_stride_time, y_stride_batch;
-    void* h_n;        // [D, B, R]; may be h0, or y, where T = 1
-    void* c_n;        // [D, B, H]; LSTM only; may be c0 where T = 1
+    void* h_n;          // [D, B, R]; may be h0, or y, where T = 1
+    void* c_n;          // [D, B, H]; LSTM only; may be c0 where T = 1
+    void* cell_states;  // [T, B, D*H] or [N, D*H], c after every step, zero like y; or null; LSTM only
+    int64_t cell_states_stride_time, cell_states_stride_batch;
     void* reserve;    // [D, N, S, padded_units(H)], or null when no backward pass follows
     void* workspace;  // as many bytes as asked for with the same null pointers, 64-byte aligned, no content
                       // expected or left
@@ -165,9 +172,11 @@ struct BackwardParams {
     const void* reserve;  // as the forward pass left it; not changed
     const void* d_y;      // like y, or null for zeros
     int64_t d_y_stride_time, d_y_stride_batch;
-    const void* d_h_n;  // [D, B, R], or null for zeros
-    const void* d_c_n;  // [D, B, H], or null for zeros
-    void* d_x;          // like x, or null when not wanted
+    const void* d_h_n;          // [D, B, R], or null for zeros
+    const void* d_c_n;          // [D, B, H], or null for zeros
+    const void* d_cell_states;  // [T, B, D*H] or [N, D*H], or null for zeros
+    int64_t d_cell_states_stride_time, d_cell_states_stride_batch;
+    void* d_x;  // like x, or null when not wanted
     int64_t d_x_stride_time, d_x_stride_batch;
     void* d_h0;  // [D, B, R], or null when not wanted
     void* d_c0;  // [D, B, H], or null when not wanted
