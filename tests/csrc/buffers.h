@@ -114,7 +114,7 @@ class Sequence {
             stride_time_ = 0;
             stride_batch_ = features + gap;
         }
-        if (p.rows() == 0 || features == 0) return 0;
+        if (p.batch == 0 || features == 0 || (packed && p.rows() == 0)) return 0;
         return packed ? (p.rows() - 1) * stride_batch_ + features
                       : (p.time - 1) * stride_time_ + (p.batch - 1) * stride_batch_ + features;
     }
