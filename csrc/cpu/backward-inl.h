@@ -153,40 +153,17 @@ class BackwardPass : BackwardLayout<T> {
             sum_weight_gradients(d, steps, chunk, place.direction, thread);
             place.direction.wait();  // before the next chunk takes their place
         }
-        if (p_.d_h0) store_state(b.d_h, steps, d, rows, columns, recurrent_, as(p_.d_h0));
-        if (has_c && p_.d_c0) store_state(b.d_c, steps, d, rows, place.units, s_.hidden, as(p_.d_c0));
-    }
-
-    // a row waits here, at its gradient from h_n, until its last step comes
-    void load_state(const void* from, const Steps& steps, int d, Range rows, Range columns, int64_t width,
-                    T* to) const {
-        for (int64_t b = rows.begin; b < rows.end; ++b) {
-            for (int64_t u = columns.begin; u < columns.end; u += kLanes) {
-                const V value =
-                    from ? load_units(as(from) + (d * s_.batch + steps.row_of(b)) * width, u, width) : V{T(0)};
-                value.store(to + b * padded_units(width) + u);
-            }
-        }
+        if (p_.d_h0) store_state(b.d_h, steps, d, rows, columns, recurrent_, p_.d_h0);
+        if (has_c && p_.d_c0) store_state(b.d_c, steps, d, rows, place.units, s_.hidden, p_.d_c0);
     }
 
     // Nothing goes back from a state of zeros. The columns and units are those that this thread makes and reads.
     void cut_gradients(const Moment& now, Range rows, Range columns, Range units) {
         const Buffers& buffers = buffers_[now.d];
-        const auto clear = [](T* row, Range part) {
-            __builtin_memset(row + part.begin, 0, sizeof(T) * static_cast<size_t>(part.end - part.begin));
-        };
         for (int64_t b = rows.begin; b < rows.end; ++b) {
             if (now.steps.origin(now.step, b) != Origin::zero) continue;
-            clear(buffers.d_h + b * recurrent_padded_, columns);
-            if (k_.c_saved >= 0) clear(buffers.d_c + b * hidden_padded_, units);
-        }
-    }
-
-    void store_state(const T* from, const Steps& steps, int d, Range rows, Range columns, int64_t width, T* to) const {
-        for (int64_t b = rows.begin; b < rows.end; ++b) {
-            __builtin_memcpy(to + (d * s_.batch + steps.row_of(b)) * width + columns.begin,
-                             from + b * padded_units(width) + columns.begin,
-                             sizeof(T) * static_cast<size_t>(columns.end - columns.begin));
+            clear_part(buffers.d_h + b * recurrent_padded_, columns);
+            if (k_.c_saved >= 0) clear_part(buffers.d_c + b * hidden_padded_, units);
         }
     }
 

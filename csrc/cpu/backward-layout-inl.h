@@ -13,6 +13,29 @@ constexpr int64_t kLyingSteps = 2;
 // about so many rows of the sequence make a chunk; what they are depends on sizes alone
 constexpr int64_t kChunkRows = 512;
 
+// Columns of a state's rows [D, B, width], or zeros where there is none, in rows of padded width: where the gradient of
+// a final state waits until its row's last step comes.
+template <class T>
+void load_state(const void* state, const Steps& steps, int d, Range rows, Range columns, int64_t width, T* to) {
+    using V = Vec<T>;
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+        const T* const from =
+            state ? static_cast<const T*>(state) + (d * steps.batch + steps.row_of(b)) * width : nullptr;
+        for (int64_t u = columns.begin; u < columns.end; u += V::kLanes) {
+            (from ? load_units(from, u, width) : V{T(0)}).store(to + b * padded_units(width) + u);
+        }
+    }
+}
+
+// and back
+template <class T>
+void store_state(const T* from, const Steps& steps, int d, Range rows, Range columns, int64_t width, void* state) {
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+        copy_part(from + b * padded_units(width), static_cast<T*>(state) + (d * steps.batch + steps.row_of(b)) * width,
+                  columns);
+    }
+}
+
 template <class T>
 struct BackwardLayout {
     static constexpr int64_t kLanes = Vec<T>::kLanes;

@@ -94,31 +94,13 @@ class ForwardPass : ForwardLayout<T> {
         const auto share = [&](int64_t units, int64_t tile) {
             return split(units, tile, place.direction.rank(), place.direction.size());
         };
-        sum_biases(p_.weights[d], b.bias, share(s_.hidden, tile_));
+        this->sum_biases(p_.weights[d], b.bias, share(s_.hidden, tile_));
         if (b.ih.packed) b.ih.form->pack(b.ih, share(s_.hidden, tile_));
         for (int i = 0; i < stages_; ++i) {
             const Product<T>& product = b.stages[i].product;
             if (product.packed) product.form->pack(product, share(product.units, b.stages[i].tile));
         }
         place.direction.wait();
-    }
-
-    // [slots, Hp]: what is added to a cell's slots besides the products, for the units in `units`; a cell of whole rows
-    // adds the biases itself
-    void sum_biases(const Weights& w, T* bias, Range units) const {
-        const T *b_ih = static_cast<const T*>(w.b_ih), *b_hh = static_cast<const T*>(w.b_hh);
-        for (int slot = 0; slot < k_.slots; ++slot) {
-            const bool from_x = k_.input.has(slot), from_h = k_.from_h(slot);
-            const int64_t at = k_.gate_of_slot[slot] * s_.hidden;
-            T* out = bias + slot * hidden_padded_;
-            for (int64_t u = units.begin; u < units.end; ++u) {
-                out[u] =
-                    b_ih && !k_.whole_rows ? (from_x ? b_ih[at + u] : T(0)) + (from_h ? b_hh[at + u] : T(0)) : T(0);
-            }
-            if (units.begin < units.end && units.end == s_.hidden) {
-                for (int64_t u = units.end; u < hidden_padded_; ++u) out[u] = T(0);
-            }
-        }
     }
 
     // -- the loop over time -------------------------------------------------------------------------------------------
@@ -238,7 +220,7 @@ class ForwardPass : ForwardLayout<T> {
             const int64_t at = slot * hidden_padded_ + units.begin;
             for_each_input_block(d, steps, rows, first, last, [&](const T* const*, T* const* c, int64_t count) {
                 for (int64_t r = 0; r < count; ++r) {
-                    copy(bias + at, c[r] + at, round_up(units.end - units.begin, kLanes));
+                    copy_part<T>(bias, c[r], {at, at + round_up(units.end - units.begin, kLanes)});
                 }
             });
         }
@@ -384,15 +366,11 @@ class ForwardPass : ForwardLayout<T> {
         if (!p_.cell_states || stage + 1 != k_.stages) return;
         const Rows<T> to = cell_states(now.d);
         for (int64_t r = 0; r < tile.rows; ++r) {
-            copy(tile.c_next[r] + tile.begin, to.at(now.steps, now.t, first + r) + tile.begin, tile.end - tile.begin);
+            copy_part<T>(tile.c_next[r], to.at(now.steps, now.t, first + r), {tile.begin, tile.end});
         }
     }
 
     // -- the end ------------------------------------------------------------------------------------------------------
-
-    static void copy(const T* from, T* to, int64_t count) {
-        __builtin_memcpy(to, from, sizeof(T) * static_cast<size_t>(count));
-    }
 
     // this thread's part of the features of h
     Range columns_of(const Place& place) const {
@@ -406,12 +384,11 @@ class ForwardPass : ForwardLayout<T> {
             const int64_t row = d * s_.batch + steps.row_of(b);
             const T* const h = length > 0 ? buffers_[d].h[taken & 1] + b * recurrent_padded_
                                           : state_row(p_.h0, zeros_, steps, d, b, recurrent_);
-            copy(h + columns.begin, static_cast<T*>(p_.h_n) + row * recurrent_ + columns.begin,
-                 columns.end - columns.begin);
+            copy_part(h, static_cast<T*>(p_.h_n) + row * recurrent_, columns);
             if (k_.c_saved < 0) continue;
             const T* const c =
                 length > 0 ? buffers_[d].c + b * hidden_padded_ : state_row(p_.c0, zeros_, steps, d, b, s_.hidden);
-            copy(c + units.begin, static_cast<T*>(p_.c_n) + row * s_.hidden + units.begin, units.end - units.begin);
+            copy_part(c, static_cast<T*>(p_.c_n) + row * s_.hidden, units);
         }
     }
 };

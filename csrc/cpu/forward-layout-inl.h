@@ -161,6 +161,24 @@ struct ForwardLayout {
             product.packed = arena_.take<T>(product.form->packed_size(product) * padded_units(product.units));
     }
 
+    // [slots, Hp]: what is added to a cell's slots besides the products, for the units in `units`; a cell of whole rows
+    // adds the biases itself
+    void sum_biases(const Weights& w, T* bias, Range units) const {
+        const T *b_ih = static_cast<const T*>(w.b_ih), *b_hh = static_cast<const T*>(w.b_hh);
+        for (int slot = 0; slot < k_.slots; ++slot) {
+            const bool from_x = k_.input.has(slot), from_h = k_.from_h(slot);
+            const int64_t at = k_.gate_of_slot[slot] * s_.hidden;
+            T* out = bias + slot * hidden_padded_;
+            for (int64_t u = units.begin; u < units.end; ++u) {
+                out[u] =
+                    b_ih && !k_.whole_rows ? (from_x ? b_ih[at + u] : T(0)) + (from_h ? b_hh[at + u] : T(0)) : T(0);
+            }
+            if (units.begin < units.end && units.end == s_.hidden) {
+                for (int64_t u = units.end; u < hidden_padded_; ++u) out[u] = T(0);
+            }
+        }
+    }
+
     // h' is there: it goes to y
     static void copy_to_output(const ForwardTile<T>& tile) {
         for (int64_t r = 0; r < tile.rows; ++r) {

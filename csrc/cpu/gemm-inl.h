@@ -113,8 +113,8 @@ FASTRNN_NOINLINE void multiply_rows(const T* const* a, int64_t rows, const Reduc
     // the first blocks of many fetch the next panel, which would else be waited for: 3 to 5 per cent where weights are
     // further away than the second-level cache
     const bool fetches = rows >= Vectors * kBlock;
-    // blocks of equal height instead of a low last one lost up to 5 per cent; a chain at a time for all blocks, or c fetched
-    // beforehand, brought nothing
+    // blocks of equal height instead of a low last one lost up to 5 per cent; a chain at a time for all blocks, or c
+    // fetched beforehand, brought nothing
     for (int64_t r = 0, block = 0; r < rows; r += kBlock, ++block) {
         const T* ahead = panel + (fetches && block < Vectors ? Vectors + block : 0) * depth;
         multiply_few<T, kBlock, Vectors>(a + r, rows - r < kBlock ? rows - r : kBlock, reduction, panel, ahead, c + r,

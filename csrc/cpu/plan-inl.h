@@ -59,13 +59,21 @@ const T* state_before(const Steps& steps, int64_t step, int64_t b, const void* i
     }
 }
 
+template <class T>
+void copy_part(const T* from, T* to, Range part) {
+    __builtin_memcpy(to + part.begin, from + part.begin, sizeof(T) * static_cast<size_t>(part.end - part.begin));
+}
+template <class T>
+void clear_part(T* row, Range part) {
+    __builtin_memset(row + part.begin, 0, sizeof(T) * static_cast<size_t>(part.end - part.begin));
+}
+
 // zero in `columns` of rows at times that they take no part in
 template <class T>
 void clear_rest(const Rows<T>& sequence, const Steps& steps, Range rows, Range columns) {
     for (int64_t b = rows.begin; b < rows.end; ++b) {
         for (int64_t t = steps.length(b); t < steps.time; ++t) {
-            __builtin_memset(sequence.at(steps, t, b) + columns.begin, 0,
-                             sizeof(T) * static_cast<size_t>(columns.end - columns.begin));
+            clear_part(sequence.at(steps, t, b), columns);
         }
     }
 }
