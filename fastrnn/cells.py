@@ -11,6 +11,7 @@ from fastrnn._autograd import Refused, layer, reference_layer
 from fastrnn._base import Base, are_strided, is_alike, is_state, is_uniform, pair_states
 from fastrnn._compat import is_any_autocast_enabled
 from fastrnn._heads import have_kernels, joined
+from fastrnn._rows import check_resets
 from fastrnn._spec import QUIET, SINGLE_STEP, Choice
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
@@ -29,7 +30,7 @@ class _Cell(Base, nn.RNNCellBase):
         self.layer_norm = self._cell.check("layer_norm", layer_norm)
         self._add_operands([""])
 
-    def _forward(self, input: Any, hx: Any) -> Any:
+    def _forward(self, input: Any, hx: Any, resets: Any = None) -> Any:
         if (
             type(input) is Tensor
             and input.is_cpu
@@ -38,41 +39,52 @@ class _Cell(Base, nn.RNNCellBase):
             and not torch.compiler.is_compiling()
             and not is_any_autocast_enabled()
         ):
-            found = self._forward_step(input, hx)
+            found = self._forward_step(input, hx, resets)
             if found is not None:
                 return found
-        elif not torch.compiler.is_compiling() and (node := self._traced(input, hx)) is not None:
-            return node
+        elif not torch.compiler.is_compiling():
+            node = self._traced(input, hx, {} if resets is None else {"resets": resets})
+            if node is not None:
+                return node
         states, weights = self._states(hx), self._weights()
         if states is None or not self._takes(input, states, weights):
-            return self._forward_by_torch(input, hx)
+            found = self._forward_by_torch(input, hx)
+            if resets is not None:
+                raise self._refusal()
+            return found
+        if resets is not None:
+            check_resets(resets, input)
         spec = self._layer_spec(weights)
         if not have_kernels(spec, input, weights):
             spec, weights = joined(spec, weights, 1)
         run: Callable[..., Sequence[Tensor]]
         operands = self._operands()
-        if _ops.has_kernels(input) and not _ops.autocasts(input) and not (operands and input.is_cuda):
+        has_engine = not input.is_cuda or not (operands or resets is not None)
+        if _ops.has_kernels(input) and not _ops.autocasts(input) and has_engine:
             run = layer
-        elif self._changed_options():
+        elif self._changed_options() or resets is not None:
             run = reference_layer
         else:
             return self._forward_by_torch(input, hx)
         unbatched = input.dim() == 1
         if unbatched:
             input, states = input[None], [s[None] for s in states]
-        final = run(spec, input, states, weights, None, operands)
+            resets = None if resets is None else resets[None]
+        final = run(spec, input, states, weights, None, operands, resets)
         if unbatched:
             final = [s[0] for s in final]
         return tuple(final) if len(final) > 1 else final[0]
 
-    def _forward_step(self, x: Tensor, hx: Any) -> Any:
+    def _forward_step(self, x: Tensor, hx: Any, resets: Any) -> Any:
         """What the op, whose own checks take no time, makes of the arguments; None where it refuses them."""
         states, weights = self._states(hx), self._weights()
         if states is None or weights[0].dtype != x.dtype or not are_strided(states):
             return None
+        if resets is not None and not are_strided((resets,)):
+            return None
         try:
             operands = self._operands() if self._operand_names else ()
-            final = layer(self._layer_spec(weights) | QUIET, x, states, weights, None, operands)
+            final = layer(self._layer_spec(weights) | QUIET, x, states, weights, None, operands, resets)
         except Refused:
             return None
         except RuntimeError:
@@ -117,6 +129,7 @@ class LSTMCell(_Cell, nn.LSTMCell):
     Shape:
         - input: [B, I] or [I]
         - hx: (h [B, H], c [B, H]), without B for input [I]; zeros if not given
+        - resets: bool [B], without B for input [I]: rows whose h and c are zero before this step
         - output: (h, c) like hx
     """
 
@@ -131,8 +144,10 @@ class LSTMCell(_Cell, nn.LSTMCell):
         self.activation = self._cell.check("activation", activation)
         self._add_layer_norm(layer_norm)
 
-    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = self._forward(input, hx)
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None, *, resets: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] = self._forward(input, hx, resets)
         return found
 
     def _choice(self) -> Choice:
@@ -152,6 +167,7 @@ class GRUCell(_Cell, nn.GRUCell):
     Shape:
         - input: [B, I] or [I]
         - hx: h [B, H], without B for input [I]; zeros if not given
+        - resets: bool [B], without B for input [I]: rows whose h is zero before this step
         - output: h like hx
     """
 
@@ -174,8 +190,8 @@ class GRUCell(_Cell, nn.GRUCell):
         self.activation = self._cell.check("activation", activation)
         self._add_layer_norm(layer_norm)
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        found: Tensor = self._forward(input, hx)
+    def forward(self, input: Tensor, hx: Tensor | None = None, *, resets: Tensor | None = None) -> Tensor:
+        found: Tensor = self._forward(input, hx, resets)
         return found
 
     def _choice(self) -> Choice:
@@ -194,6 +210,7 @@ class RNNCell(_Cell, nn.RNNCell):
     Shape:
         - input: [B, I] or [I]
         - hx: h [B, H], without B for input [I]; zeros if not given
+        - resets: bool [B], without B for input [I]: rows whose h is zero before this step
         - output: h like hx
     """
 
@@ -204,14 +221,14 @@ class RNNCell(_Cell, nn.RNNCell):
         super().__init__(*args, **kwargs)
         self._add_layer_norm(layer_norm)
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        found: Tensor = self._forward(input, hx)
+    def forward(self, input: Tensor, hx: Tensor | None = None, *, resets: Tensor | None = None) -> Tensor:
+        found: Tensor = self._forward(input, hx, resets)
         return found
 
-    def _forward(self, input: Any, hx: Any) -> Any:
+    def _forward(self, input: Any, hx: Any, resets: Any = None) -> Any:
         if self._choice() not in self._cell.kinds:  # torch.nn does not look at it before
             return self._torch_forward(input, hx)
-        return super()._forward(input, hx)
+        return super()._forward(input, hx, resets)
 
     def _choice(self) -> Choice:
         return self.nonlinearity, self.layer_norm

@@ -12,6 +12,7 @@ from torch.utils.dlpack import from_dlpack
 from fastrnn._compat import FakeTensor, weight_names
 from fastrnn._heads import are_aligned
 from fastrnn._library import forward_by_address, own_watch
+from fastrnn._rows import check_resets
 from fastrnn._spec import FACTS, CellSpec, Choice, enumerators_of, family_of_module
 from fastrnn.quantized import MATRIX_DTYPES, packed_shape
 
@@ -144,11 +145,12 @@ class Stream:
         self._turn = 0
         self._prepare()
 
-    def step(self, x: Tensor) -> Tensor:
+    def step(self, x: Tensor, resets: Tensor | None = None) -> Tensor:
         """The output of one time step.
 
         Args:
             x: [B, I], of the module's dtype, on the CPU
+            resets: bool [B], on the CPU: rows that begin anew with this step, from a state of zeros
 
         Returns:
             [B, R]; the step after the next overwrites it, so clone what is to be kept or goes to another thread or
@@ -159,6 +161,8 @@ class Stream:
                 f"Stream.step takes a CPU tensor {list(self._input_shape)} of {self._dtype}, "
                 f"got {list(x.shape)} of {x.dtype} on {x.device}"
             )
+        if resets is not None:
+            check_resets(resets, x)
         if not x.is_contiguous() or x.is_neg():
             x = x.resolve_neg().contiguous()
         address = x.data_ptr() if type(x) is Tensor or not isinstance(x, FakeTensor) else 0
@@ -170,6 +174,8 @@ class Stream:
         ):  # an output of two steps ago
             x = x.clone()
             address = x.data_ptr()
+        if resets is not None:
+            self.reset(resets)
         module, names = self._module.__dict__, self._form.names
         if y.requires_grad or not forward_by_address(
             calls, watch, address, module[self._place], names, self._weights
