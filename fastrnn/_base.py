@@ -1,5 +1,6 @@
 """What the modules share: the options that torch.nn lacks, and the choice between fastrnn's and torch.nn's forward."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -65,6 +66,7 @@ class Base(nn.Module):
     bias: bool
     layer_norm: bool
     heads: int
+    forget_bias: float | None = None  # of an LSTM: the sum of the forget gate's biases to begin with
     _operand_names: tuple[
         str, ...
     ] = ()  # of the parameters that torch.nn lacks, layer by layer as the ops take them
@@ -113,9 +115,31 @@ class Base(nn.Module):
         for name, operand in zip(self._operand_names, self._operands(), strict=True):
             operand.fill_(0.0 if "bias" in name else 1.0)
 
+    def _add_forget_bias(self, forget_bias: float | None) -> None:
+        if forget_bias is None:
+            return
+        if isinstance(forget_bias, bool) or not isinstance(forget_bias, (int, float)):
+            raise TypeError(f"forget_bias should be a number or None, got {type(forget_bias).__name__}")
+        if not math.isfinite(forget_bias):
+            raise ValueError(f"forget_bias must be finite, got {forget_bias}")
+        if not self.bias:
+            raise ValueError("forget_bias is an initial value of biases, and with bias=False there are none")
+        self.forget_bias = float(forget_bias)
+        self._reset_forget_bias()
+
+    @torch.no_grad()
+    def _reset_forget_bias(self) -> None:
+        if self.forget_bias is None:
+            return
+        for name, parameter in self._parameters.items():
+            if name.startswith("bias_") and parameter is not None:
+                of_f = parameter[self.hidden_size : 2 * self.hidden_size]
+                of_f.fill_(self.forget_bias if name.startswith("bias_ih") else 0.0)
+
     def reset_parameters(self) -> None:
         super().reset_parameters()  # type: ignore[misc]
         self._reset_operands()
+        self._reset_forget_bias()
 
     def _operands(self) -> Sequence[Tensor]:
         """What the ops take beside torch's flat list, read anew for every call."""

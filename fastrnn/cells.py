@@ -124,6 +124,7 @@ class LSTMCell(_Cell, nn.LSTMCell):
         input_size, hidden_size, bias, device, dtype: as in :class:`torch.nn.LSTMCell`
         activation: "tanh", "softsign", "relu" or "hardtanh", for the candidate and the output
         layer_norm: with ``ln_ih_weight`` and ``ln_hh_weight`` [4*H], ``ln_c_weight`` and ``ln_c_bias`` [H]
+        forget_bias: what the forget gate's biases add up to before training; None: as in torch.nn
         heads: of the recurrent weights, ``weight_hh`` [4*H, H / heads]
 
     Shape:
@@ -139,10 +140,18 @@ class LSTMCell(_Cell, nn.LSTMCell):
     _torch_forward = nn.LSTMCell.forward
     _states = pair_states
 
-    def __init__(self, *args: Any, activation: str = "tanh", layer_norm: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        activation: str = "tanh",
+        layer_norm: bool = False,
+        forget_bias: float | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.activation = self._cell.check("activation", activation)
         self._add_layer_norm(layer_norm)
+        self._add_forget_bias(forget_bias)
 
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None, *, resets: Tensor | None = None

@@ -26,7 +26,7 @@ def _check_no_projection(arguments: dict[str, Any]) -> None:
 
 
 class LSTM(Layers):
-    """A multi-layer LSTM: :class:`torch.nn.LSTM`, with its arguments, and six options more.
+    """A multi-layer LSTM: :class:`torch.nn.LSTM`, with its arguments, and seven options more.
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype:
@@ -35,6 +35,8 @@ class LSTM(Layers):
         layer_norm: normalise both products over all gates of a row, and c on its way to the output (Ba et al. 2016):
             gates = LN(W_ih x) + LN(W_hh h) + biases, with gains ``ln_ih_weight_l{k}`` and ``ln_hh_weight_l{k}`` [4*H],
             and h = o * act(LN(c)), with ``ln_c_weight_l{k}`` and ``ln_c_bias_l{k}`` [H]; suffix ``_reverse``
+        forget_bias: what the forget gate's biases add up to before training, at all units: ``bias_ih`` holds it, and
+            ``bias_hh`` zero (Gers et al. 2000 and Jozefowicz et al. 2015 take 1); None: as in torch.nn
         recompute: keep no activations for the backward pass but the outputs; it computes the others again, a piece of
             the sequence at a time (a bidirectional layer's at once)
         heads: the recurrent weights are so many blocks: ``weight_hh_l{k}`` is [4*H, R / heads], and the i-th part of
@@ -83,6 +85,7 @@ class LSTM(Layers):
         *,
         activation: str = "tanh",
         layer_norm: bool = False,
+        forget_bias: float | None = None,
         recompute: bool = False,
         heads: int = 1,
         weight_dropout: float = 0.0,
@@ -90,12 +93,25 @@ class LSTM(Layers):
     ) -> None: ...
     @overload
     def __init__(
-        self, *args: Any, activation: str = "tanh", layer_norm: bool = False, **kwargs: Any
+        self,
+        *args: Any,
+        activation: str = "tanh",
+        layer_norm: bool = False,
+        forget_bias: float | None = None,
+        **kwargs: Any,
     ) -> None: ...
-    def __init__(self, *args: Any, activation: str = "tanh", layer_norm: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        activation: str = "tanh",
+        layer_norm: bool = False,
+        forget_bias: float | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__("LSTM", *args, **kwargs)
         self.activation = self._cell.check("activation", activation)
         self._add_layer_norm(layer_norm)
+        self._add_forget_bias(forget_bias)
 
     @overload
     def forward(
