@@ -40,6 +40,13 @@ _BESIDE_OTHERS = (
     "gru-T1000-B8-I128-H128",
     "rnn-T50-B8-I200-H200",
 )
+_EPISODES = (
+    "lstm-T128-B8-I64-H128",
+    "lstm-T128-B16-I64-H256",
+    "lstm-T64-B64-I128-H256",
+    "gru-T128-B16-I64-H256",
+    "rnn-T128-B16-I64-H256",
+)
 _BOTH = ("fastrnn", "torch")
 
 
@@ -58,6 +65,7 @@ class Mode:
     stream: bool = False
     quantized: bool = False
     cell: bool = False
+    resets: bool = False
     server: bool = False
     busy: bool = False
     cases: tuple[str, ...] = ()
@@ -95,6 +103,14 @@ MODES = {
         Mode("packed", "forward over random lengths of mean T/2", ragged=True),
         Mode(
             "packed-train", "forward and backward over random lengths of mean T/2", training=True, ragged=True
+        ),
+        Mode(
+            "resets-train",
+            "forward and backward over rows that begin anew every 50 steps, in the mean",
+            training=True,
+            resets=True,
+            cases=_EPISODES,
+            peers=("fastrnn", "fastrnn-unmarked", "fastrnn-split", "fastrnn-loop", "torch", "torch-split"),
         ),
         Mode("stream", "one time step a call, the state carried from call to call", stream=True),
         Mode("quantized", "forward of one sequence with weights of fewer bits", quantized=True),

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from bench.cases import Mode
+from bench.episodes import Ended, Marked, SplitAndPad, StepByStep
 from bench.problem import Problem, make_module, outputs_of, torch_step
 from bench.runner import Runner, Settings, Unsupported
 
@@ -58,7 +59,8 @@ def _torch_runner(module: torch.nn.Module, problem: Problem) -> Runner:
 
 
 def _build_fastrnn(problem: Problem, _: Settings) -> Runner:
-    return _torch_runner(_fastrnn_module(problem), problem)
+    module = _fastrnn_module(problem)
+    return _torch_runner(module if problem.resets is None else Marked(module, problem.resets), problem)
 
 
 def _fastrnn_module(problem: Problem) -> torch.nn.Module:
@@ -77,6 +79,40 @@ def _build_fastrnn_padded(problem: Problem, _: Settings) -> Runner:
     runner.skip = ("h_n", "c_n")
     runner.note = "the padded batch, unpacked"
     return runner
+
+
+def _build_fastrnn_lengths(problem: Problem, _: Settings) -> Runner:
+    runner = _build_fastrnn(problem, _)
+    assert problem.lengths is not None
+    runner.call = torch_step(Ended(_fastrnn_module(problem), problem.lengths), problem, padded=True)
+    return runner
+
+
+def _build_unmarked(problem: Problem, _: Settings) -> Runner:
+    runner = _torch_runner(_fastrnn_module(problem), problem)
+    runner.skip = tuple(problem.reference)
+    runner.note = "as if no row began anew"
+    return runner
+
+
+def _build_loop(library: str) -> Callable[[Problem, Settings], Runner]:
+    def build(problem: Problem, _: Settings) -> Runner:
+        assert problem.resets is not None
+        module = make_module(importlib.import_module(library), problem)
+        return _torch_runner(StepByStep(module, problem.resets), problem)
+
+    return build
+
+
+def _build_split(library: str) -> Callable[[Problem, Settings], Runner]:
+    def build(problem: Problem, _: Settings) -> Runner:
+        assert problem.resets is not None
+        module = make_module(importlib.import_module(library), problem)
+        runner = _torch_runner(SplitAndPad(module, problem.resets), problem)
+        runner.skip = ("h_n", "c_n")
+        return runner
+
+    return build
 
 
 def _build_fastrnn_stream(problem: Problem, _: Settings) -> Runner:
@@ -156,7 +192,9 @@ def _build_torch_int8(problem: Problem, _: Settings) -> Runner:
     return Runner(call, lambda result: outputs_of(result, problem), torch.no_grad)
 
 
-def _build_torch(problem: Problem, _: Settings) -> Runner:
+def _build_torch(problem: Problem, settings: Settings) -> Runner:
+    if problem.resets is not None:
+        return _build_loop("torch.nn")(problem, settings)
     return _torch_runner(make_module(torch.nn, problem), problem)
 
 
@@ -204,6 +242,34 @@ PEERS = {
             only="ragged",
         ),
         Peer(
+            "fastrnn-lengths",
+            "packed modes: the padded batch and its lengths",
+            ("fastrnn",),
+            _build_fastrnn_lengths,
+            only="ragged",
+        ),
+        Peer(
+            "fastrnn-unmarked",
+            "resets mode: without resets",
+            ("fastrnn",),
+            _build_unmarked,
+            only="resets",
+        ),
+        Peer(
+            "fastrnn-split",
+            "resets mode: the pieces as one padded batch",
+            ("fastrnn",),
+            _build_split("fastrnn"),
+            only="resets",
+        ),
+        Peer(
+            "fastrnn-loop",
+            "resets mode: a call for each step",
+            ("fastrnn",),
+            _build_loop("fastrnn"),
+            only="resets",
+        ),
+        Peer(
             "fastrnn-stream",
             "stream mode: fastrnn.Stream",
             ("fastrnn",),
@@ -238,7 +304,14 @@ PEERS = {
             _on_one_thread(_build_fastrnn),
             only="server",
         ),
-        Peer("torch", "torch.nn, eager", ("torch",), _build_torch),
+        Peer("torch", "torch.nn, eager; resets mode: a call for each step", ("torch",), _build_torch),
+        Peer(
+            "torch-split",
+            "resets mode: the pieces as one padded batch",
+            ("torch",),
+            _build_split("torch.nn"),
+            only="resets",
+        ),
         Peer(
             "torch-1",
             "server mode: after torch.set_num_threads(1)",

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from bench.cases import Case, Mode
+from bench.episodes import StepByStep
 
 STREAM_STEPS = 100  # steps in one timed call of the stream mode
 # largest error of an output against float64, in units of that output's largest value
@@ -22,7 +23,8 @@ TOLERANCE, QUANTIZED_TOLERANCE = 2e-4, 0.1
 
 @dataclass
 class Problem:
-    """One case in one mode. x: [T, B, I]; d_y: [T, B, D*H]; h0, c0: [L*D, B, H]; lengths: [B], falling.
+    """One case in one mode. x: [T, B, I]; d_y: [T, B, D*H]; h0, c0: [L*D, B, H]; lengths: [B], falling;
+    resets: [T, B].
 
     Rows past a sequence's length hold zeros in x and in d_y.
     """
@@ -34,6 +36,7 @@ class Problem:
     d_y: Tensor
     state: tuple[Tensor, ...]
     lengths: Tensor | None = None
+    resets: Tensor | None = None
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -70,6 +73,8 @@ class Problem:
     def reference(self) -> dict[str, np.ndarray]:
         """Every output by name, from torch.nn in float64."""
         module = make_module(torch.nn, self).double()
+        if self.resets is not None:
+            module = StepByStep(module, self.resets)
         with torch.set_grad_enabled(self.mode.training):
             return outputs_of(torch_step(module, self, torch.float64)(), self)
 
@@ -120,7 +125,11 @@ def make_problem(case: Case, mode: Mode) -> Problem:
         past_end = torch.arange(case.time)[:, None] >= lengths
         x[past_end] = 0
         d_y[past_end] = 0
-    return Problem(case, mode, weights, x, d_y, state, lengths)
+    resets = None
+    if mode.resets:
+        resets = torch.rand(case.time, case.batch, generator=generator) < 0.02
+        resets[case.time // 2, 0] = True
+    return Problem(case, mode, weights, x, d_y, state, lengths, resets)
 
 
 def _construct(library: Any, case: Case, mode: Mode) -> torch.nn.Module:

@@ -105,8 +105,14 @@ def test_measuring_the_machine_leaves_its_arithmetic_alone():
 @pytest.mark.parametrize("cell", CELLS)
 def test_peers_agree(cell, mode):
     """Every peer at hand computes what torch.nn computes in float64, gate orders and lengths included."""
-    sizes = {"stream": "T1-B1-I3-H5", "cell-step": "T1-B3-I3-H5", "cell-loop": "T4-B3-I3-H5"}
+    sizes = {
+        "stream": "T1-B1-I3-H5",
+        "cell-step": "T1-B3-I3-H5",
+        "cell-loop": "T4-B3-I3-H5",
+        "resets-train": "T6-B3-I3-H5-L2",
+    }
     problem = make_problem(case_of(f"{cell}-{sizes.get(mode, 'T4-B3-I3-H5-L2-bi')}"), MODES[mode])
+    assert problem.resets is None or problem.resets.any()
     agreed = []
     for peer in PEERS.values():
         if peer.missing() or peer.name == "compile" or not peer.suits(problem.mode):
