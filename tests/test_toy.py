@@ -27,7 +27,7 @@ def indrnn_layer(
     *rest: object,
 ) -> tuple[Tensor, Tensor]:
     """h = act(W x + b + u (m h)) (Li et al. 2018); operands u [H] and m [H], [B, H] or [T, B, H] of each direction."""
-    has_biases, batch_first, bidirectional, activation = rest
+    has_biases, batch_first, bidirectional, activation, *_ = rest
     directions = 2 if bidirectional else 1
     per_direction = len(weights) // directions
     if batch_sizes is None:
