@@ -85,11 +85,22 @@ Results<T> run(const Problem& p, const Tensors& given, Layout layout, int thread
     return results;
 }
 
+// A sanitizer looks at the memory that is touched: rows with nothing between them show a read beyond them best, and
+// numbers of threads do not differ in it.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr Layout kLayouts[] = {Layout::time_major, Layout::ragged}, kThreaded = Layout::time_major;
+constexpr int kTeams[] = {3};
+#else
+constexpr Layout kLayouts[] = {Layout::time_major, Layout::batch_major, Layout::gapped, Layout::ragged};
+constexpr Layout kThreaded = Layout::gapped;
+constexpr int kTeams[] = {2, 3};
+#endif
+
 // every layout, with and without the reserve; the same bits from every number of threads
 template <class T>
 void test_outputs_and_gradients(const Problem& p, const Tensors& given, const Reference& reference) {
     const std::string name = p.name() + (sizeof(T) == sizeof(double) ? "-f64" : "-f32");
-    for (Layout layout : {Layout::time_major, Layout::batch_major, Layout::gapped, Layout::ragged}) {
+    for (Layout layout : kLayouts) {
         if (layout == Layout::ragged && p.batch_sizes.empty()) continue;
         const bool all_begin = p.batch_sizes.empty() || p.batch_sizes.front() == p.batch;
         if (layout != Layout::ragged && !all_begin) continue;  // packed rows all have a first step
@@ -102,8 +113,8 @@ void test_outputs_and_gradients(const Problem& p, const Tensors& given, const Re
         Results<T> inference;
         Runner<T>(p, given, layout, 1).forward(false, inference);
         compare_outputs(inference, reference.outputs, p, where + "-inference");
-        if (layout != Layout::gapped && layout != Layout::ragged) continue;
-        for (int threads : {2, 3}) {
+        if (layout != kThreaded && layout != Layout::ragged) continue;
+        for (int threads : kTeams) {
             const std::string with_threads = where + "-threads" + std::to_string(threads);
             CHECK(same(alone, run<T>(p, given, layout, threads)), with_threads);
             Results<T> inference_with_threads;
