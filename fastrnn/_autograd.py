@@ -12,7 +12,7 @@ from fastrnn import _ops, _spec
 from fastrnn._compat import is_batch_of_gradients, is_in_forward_ad, is_transformed
 from fastrnn._ops import Call
 from fastrnn._recompute import backward_in_chunks, forward_in_chunks
-from fastrnn.reference import Rows
+from fastrnn._reference_loop import Rows
 
 
 class Refused(Exception):

@@ -12,6 +12,7 @@ from torch.fx.proxy import TraceError
 
 from fastrnn import _ops
 from fastrnn._heads import check_heads
+from fastrnn._options import NONE, Constants, check_cell_clip, check_together, check_zoneout
 from fastrnn._spec import CellSpec, Choice
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
@@ -59,13 +60,23 @@ class Base(nn.Module):
 
     _cell: ClassVar[CellSpec]
     # those that torch.nn lacks, whatever the cell, with the values that make a module torch.nn's
-    _own_options: ClassVar[dict[str, Any]] = {"heads": 1}
+    _own_options: ClassVar[dict[str, Any]] = {
+        "heads": 1,
+        "zoneout": 0.0,
+        "peephole": False,
+        "cell_clip": None,
+    }
     _options: ClassVar[dict[str, Any]]  # those and the cell's extras
     _torch_forward: ClassVar[Callable[..., Any]]
     hidden_size: int
     bias: bool
     layer_norm: bool
     heads: int
+    zoneout: float | tuple[float, float]
+    # of an LSTM alone
+    coupled_gates: bool = False
+    peephole: bool = False
+    cell_clip: float | None = None
     forget_bias: float | None = None  # of an LSTM: the sum of the forget gate's biases to begin with
     _operand_names: tuple[
         str, ...
@@ -94,26 +105,74 @@ class Base(nn.Module):
             weight: Tensor = getattr(self, name).detach()
             setattr(self, name, nn.Parameter(weight[:, : weight.shape[1] // heads].clone()))
 
-    def _add_operands(self, suffixes: Sequence[str]) -> None:
-        """Parameters for what the cell takes beside its gates, of each layer and direction that a suffix names."""
-        if not self.layer_norm:
-            return
-        self._cell.spec(self._choice(), bool(self.bias))  # or an error that says what does not go together
-        rows = self._cell.gates * self.hidden_size
-        sizes = {"ln_ih_weight": rows, "ln_hh_weight": rows}
+    def _constants(self) -> Constants:
+        """What the values of zoneout and cell_clip are to the operands of a call."""
+        if not self.zoneout and self.cell_clip is None:
+            return NONE
+        return Constants(*check_zoneout(self.zoneout, self._cell.states), self.cell_clip)
+
+    def _is_general(self) -> bool:
+        """Whether it takes the cell with all options (fastrnn/_spec.py)."""
+        return self.peephole or self._constants() != NONE
+
+    def _add_options(
+        self,
+        suffixes: Sequence[str],
+        zoneout: float | tuple[float, float],
+        peephole: bool = False,
+        cell_clip: float | None = None,
+    ) -> None:
+        """Behind the values of the cell's own options: parameters for what it takes beside its gates, of each layer and
+        direction that a suffix names.
+
+        Raises:
+            ValueError: values that do not go together, or are none
+        """
+        zones = check_zoneout(zoneout, self._cell.states)
+        self.zoneout = zones if isinstance(zoneout, (tuple, list)) else zones[0]
         if self._cell.states == 2:
-            sizes |= {"ln_c_weight": self.hidden_size, "ln_c_bias": self.hidden_size}
+            self.peephole, self.cell_clip = bool(peephole), check_cell_clip(cell_clip)
+            projected = bool(getattr(self, "proj_size", 0))
+            check_together(self._choice(), self.peephole, self._constants(), projected)
+        self._cell.spec(self._choice(), bool(self.bias), general=self._is_general())
+        if self.coupled_gates:
+            self._couple_gates()
+        rows, hidden = self._cell.gates * self.hidden_size, self.hidden_size
+        sizes: dict[str, int] = {}
+        if self.layer_norm:
+            sizes = {"ln_ih_weight": rows, "ln_hh_weight": rows}
+            if self._cell.states == 2:
+                sizes |= {"ln_c_weight": hidden, "ln_c_bias": hidden}
+        elif self.peephole:
+            sizes = {"weight_peephole": (2 if self.coupled_gates else 3) * hidden}
         like: Tensor = next(self.parameters())
+        bound = 1 / math.sqrt(hidden) if hidden > 0 else 0.0
         for suffix in suffixes:
             for name, size in sizes.items():
-                self.register_parameter(name + suffix, nn.Parameter(like.new_empty(size)))
-        self._operand_names = tuple(name + suffix for suffix in suffixes for name in sizes)
-        self._reset_operands()
+                made = like.new_empty(size)
+                nn.init.uniform_(made, -bound, bound)  # torch.nn's, of peepholes; gains have their own below
+                self.register_parameter(name + suffix, nn.Parameter(made))
+        if sizes:
+            self._operand_names = tuple(name + suffix for suffix in suffixes for name in sizes)
+            self._reset_gains()
+
+    def _couple_gates(self) -> None:
+        """Takes the rows of f from the weights: those of i g o stay."""
+        hidden = self.hidden_size
+        for name, parameter in list(self._parameters.items()):
+            if (
+                parameter is not None
+                and parameter.shape[0] == 4 * hidden
+                and not name.startswith("weight_hr")
+            ):
+                kept = torch.cat([parameter[:hidden], parameter[2 * hidden :]]).detach()
+                setattr(self, name, nn.Parameter(kept))
 
     @torch.no_grad()
-    def _reset_operands(self) -> None:
-        for name, operand in zip(self._operand_names, self._operands(), strict=True):
-            operand.fill_(0.0 if "bias" in name else 1.0)
+    def _reset_gains(self) -> None:
+        for name, operand in zip(self._operand_names, self._parameters_of_operands(), strict=True):
+            if name.startswith("ln_"):
+                operand.fill_(0.0 if "bias" in name else 1.0)
 
     def _add_forget_bias(self, forget_bias: float | None) -> None:
         if forget_bias is None:
@@ -122,6 +181,8 @@ class Base(nn.Module):
             raise TypeError(f"forget_bias should be a number or None, got {type(forget_bias).__name__}")
         if not math.isfinite(forget_bias):
             raise ValueError(f"forget_bias must be finite, got {forget_bias}")
+        if self.coupled_gates:
+            raise ValueError("forget_bias is of the forget gate, which coupled_gates has none of: f = 1 - i")
         if not self.bias:
             raise ValueError("forget_bias is an initial value of biases, and with bias=False there are none")
         self.forget_bias = float(forget_bias)
@@ -138,11 +199,11 @@ class Base(nn.Module):
 
     def reset_parameters(self) -> None:
         super().reset_parameters()  # type: ignore[misc]
-        self._reset_operands()
+        self._reset_gains()
         self._reset_forget_bias()
 
-    def _operands(self) -> Sequence[Tensor]:
-        """What the ops take beside torch's flat list, read anew for every call."""
+    def _parameters_of_operands(self) -> Sequence[Tensor]:
+        """Parameters beside torch's flat list, read anew for every call."""
         names = self._operand_names
         if not names:
             return ()

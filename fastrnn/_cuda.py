@@ -13,7 +13,7 @@ from fastrnn import _ops
 from fastrnn._spec import BATCH_FIRST, cell_of
 
 if TYPE_CHECKING:
-    from fastrnn.functional import Stack
+    from fastrnn._stack import Stack
 
 _torch_is_quicker = lru_cache(maxsize=1024)(_ops.torch_is_quicker)
 

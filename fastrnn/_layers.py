@@ -12,8 +12,8 @@ from fastrnn._base import Base, are_strided, is_alike, is_state, is_uniform
 from fastrnn._compat import is_any_autocast_enabled, weight_names
 from fastrnn._masks import check_probability
 from fastrnn._rows import rows_of_call
-from fastrnn._spec import QUIET
-from fastrnn.functional import Stack, run_stack
+from fastrnn._spec import QUIET, cell_of
+from fastrnn._stack import Stack, run_stack
 
 
 def _are_batch_sizes(batch_sizes: Tensor, rows: int) -> bool:
@@ -53,10 +53,10 @@ class Layers(Base, nn.RNNBase):
         if recompute:
             self.recompute = True
 
-    def _add_layer_norm(self, layer_norm: bool) -> None:
-        self.layer_norm = self._cell.check("layer_norm", layer_norm)
+    def _suffixes(self) -> list[str]:
+        """Those of the parameters of each layer and direction."""
         directions = ("", "_reverse") if self.bidirectional else ("",)
-        self._add_operands([f"_l{k}{direction}" for k in range(self.num_layers) for direction in directions])
+        return [f"_l{k}{direction}" for k in range(self.num_layers) for direction in directions]
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", recompute=True" if self.recompute else "")
@@ -124,9 +124,11 @@ class Layers(Base, nn.RNNBase):
             return None
         if resets is not None and not are_strided((resets,)):
             return None
+        spec = self._layer_spec()
+        if cell_of(spec).operands:
+            return None
         try:
-            operands = self._operands() if self._operand_names else ()
-            found = layer(self._layer_spec() | QUIET, x, states, weights, None, operands, resets)
+            found = layer(spec | QUIET, x, states, weights, None, (), resets)
         except Refused:
             return None
         except RuntimeError:
@@ -136,7 +138,7 @@ class Layers(Base, nn.RNNBase):
         return (found[0], found[1]) if len(found) == 2 else (found[0], (found[1], found[2]))
 
     def _forward_by_torch(self, input: Any, hx: Any) -> Any:
-        if self.heads > 1:  # which torch.nn cannot run, but it checks the arguments
+        if self.heads > 1 or self.coupled_gates:  # which torch.nn cannot run, but it checks the arguments
             is_packed = isinstance(input, PackedSequence)
             x, batch_sizes = (input.data, input.batch_sizes) if is_packed else (input, None)
             states = self._states(hx)
@@ -151,7 +153,8 @@ class Layers(Base, nn.RNNBase):
         return super()._forward_by_torch(input, hx)
 
     def _layer_spec(self) -> int:
-        return self._cell.spec(self._choice(), self.bias, self.batch_first, self.bidirectional, self.heads)
+        flags = self.bias, self.batch_first, self.bidirectional
+        return self._cell.spec(self._choice(), *flags, self.heads, self._is_general())
 
     def _weights(self) -> list[Tensor]:
         """torch's flat list, read anew: weights may be replaced, parametrized or lent by functional_call."""
@@ -201,5 +204,7 @@ class Layers(Base, nn.RNNBase):
     ) -> tuple[Tensor, ...]:
         """(y, *final_states, *cell_states)"""
         dropouts = self.dropout, self.weight_dropout, self.recurrent_dropout
-        stack = Stack(spec, self.num_layers, self.training, *dropouts, self.recompute)
-        return run_stack(stack, x, states or None, weights, batch_sizes, self._operands(), resets)
+        constants = self._constants()
+        stack = Stack(spec, self.num_layers, self.training, *dropouts, self.recompute, constants)
+        parameters = self._parameters_of_operands()
+        return run_stack(stack, x, states or None, weights, batch_sizes, parameters, resets)

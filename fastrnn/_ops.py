@@ -289,6 +289,9 @@ def _fake_backward(
         operands = operands[:-1]
     call = Call(spec, x, states, weights, batch_sizes, operands)
 
+    learned = _spec.cell_of(spec).learned
+    places = ((operand, index % _spec.operands_of(spec)) for index, operand in enumerate(operands))
+
     def gradient(shape: Sequence[int], needed: int) -> Tensor:
         return x.new_empty(shape if needed else (0,))
 
@@ -297,7 +300,7 @@ def _fake_backward(
         gradient(x.shape, needs & _spec.NEEDS_X),
         *d_states,
         *(gradient(w.shape, needs & _spec.NEEDS_WEIGHTS) for w in weights),
-        *(gradient(o.shape, needs & _spec.NEEDS_OPERANDS and o.dim() == 1) for o in operands),
+        *(gradient(o.shape, needs & _spec.NEEDS_OPERANDS and of < learned) for o, of in places),
     ]
 
 

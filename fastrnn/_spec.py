@@ -31,6 +31,8 @@ class Cell:
     may_project: bool
     recurrent: bool  # takes w_hh and b_hh
     operands: int
+    learned: int  # the first of them are parameters
+    required: int  # the first of them are there in every call
 
 
 # in the order of the kernels' enumerators
@@ -39,10 +41,12 @@ ACTIVATIONS: tuple[str, ...] = tuple(FACTS["activations"])
 
 _CELL_FIRST, _CELL_COUNT = map(int, FACTS["spec"]["cell"])
 _ACTIVATION_FIRST, _ACTIVATION_COUNT = map(int, FACTS["spec"]["activation"])
+_GATE_FIRST, _GATE_COUNT = map(int, FACTS["spec"]["gate_activation"])
 _CELL_MASK, _ACTIVATION_MASK = (1 << _CELL_COUNT) - 1, (1 << _ACTIVATION_COUNT) - 1
 _HEADS_FIRST, _HEADS_COUNT = map(int, FACTS["spec"]["heads"])
 MOST_HEADS = 1 << _HEADS_COUNT
-_KIND_MASK = _CELL_MASK << _CELL_FIRST | _ACTIVATION_MASK << _ACTIVATION_FIRST
+_GATE_MASK = (1 << _GATE_COUNT) - 1
+_KIND_MASK = _CELL_MASK << _CELL_FIRST | _ACTIVATION_MASK << _ACTIVATION_FIRST | _GATE_MASK << _GATE_FIRST
 HAS_BIASES, BATCH_FIRST, BIDIRECTIONAL, SINGLE_STEP, QUIET, RECURRENT_MASK = (
     1 << int(FACTS["spec"][name][0])
     for name in ("has_biases", "batch_first", "bidirectional", "single_step", "quiet", "recurrent_mask")
@@ -62,7 +66,7 @@ class Option:
     name: str
     default: bool | str
     values: tuple[bool | str, ...]
-    is_torchs: bool = False  # torch.nn has it, with all its values
+    torchs: tuple[bool | str, ...] = ()  # those of them that torch.nn has, where it has the option
 
     def check(self, value: Any) -> Any:
         if value not in self.values:
@@ -86,13 +90,14 @@ class CellSpec:
     ]  # in fastrnn.reference; takes the options' values last, in their order
     gates: int
     states: int
-    kind: Callable[..., tuple[str, str]]  # from a choice to the names of the kernels' cell and activation
-    kinds: dict[Choice, int]  # the bits of cell and activation for every choice that has them
+    kind: Callable[..., tuple[str, str, str]]  # see _family
+    kinds: dict[Choice, int]  # the bits of cell and activations for every choice that has them
+    general: dict[Choice, int]  # those of the cell that takes zoneout, peepholes and a bound of c too
 
     @property
     def extras(self) -> dict[str, bool | str]:
         """The options that torch.nn lacks, with the values that make a layer torch.nn's."""
-        return {option.name: option.default for option in self.options if not option.is_torchs}
+        return {option.name: option.default for option in self.options if not option.torchs}
 
     def spec(
         self,
@@ -101,6 +106,7 @@ class CellSpec:
         batch_first: bool = False,
         bidirectional: bool = False,
         heads: int = 1,
+        general: bool = False,
     ) -> int:
         """The spec of a layer with these values of the options.
 
@@ -108,11 +114,11 @@ class CellSpec:
             ValueError: a value that an option does not have, or values that do not go together
         """
         try:
-            bits = self.kinds[choice]
+            bits = (self.general if general else self.kinds)[choice]
         except KeyError:
             for option, value in zip(self.options, choice, strict=True):
                 option.check(value)
-            self.kind(*choice)
+            self.kind(*choice, general)
             raise
         if has_biases:
             bits |= HAS_BIASES
@@ -129,7 +135,7 @@ class CellSpec:
     def is_torchs(self, choice: Choice) -> bool:
         """Whether torch.nn has the layer with these values."""
         return all(
-            option.is_torchs or value == option.default
+            value == option.default or value in option.torchs
             for option, value in zip(self.options, choice, strict=True)
         )
 
@@ -156,67 +162,107 @@ def with_heads(spec: int, heads: int) -> int:
     return spec & ~(MOST_HEADS - 1 << _HEADS_FIRST) | heads - 1 << _HEADS_FIRST
 
 
-def enumerators_of(spec: int) -> tuple[int, int]:
-    """Those of the cell and of the activation in csrc/include/fastrnn/kernels.h."""
-    return spec >> _CELL_FIRST & _CELL_MASK, spec >> _ACTIVATION_FIRST & _ACTIVATION_MASK
+def enumerators_of(spec: int) -> tuple[int, int, int]:
+    """Those of the cell, of the activation and of the gates' in csrc/include/fastrnn/kernels.h."""
+    gate = spec >> _GATE_FIRST & _GATE_MASK
+    return (
+        spec >> _CELL_FIRST & _CELL_MASK,
+        spec >> _ACTIVATION_FIRST & _ACTIVATION_MASK,
+        gate - 1 if gate else ACTIVATIONS.index("sigmoid"),
+    )
+
+
+def has_cuda_functions(spec: int) -> bool:
+    """Whether the CUDA engines have the activations."""
+    _, activation, gate = enumerators_of(spec)
+    return ACTIVATIONS[gate] == "sigmoid" and ACTIVATIONS[activation] in _CUDA_ACTIVATIONS
 
 
 def _family(
     name: str,
     options: tuple[Option, ...],
-    kind: Callable[..., tuple[str, str]],
+    kind: Callable[..., tuple[str, str, str]],
     reference: Callable[..., tuple[Tensor, ...]],
 ) -> CellSpec:
-    """kind: from the options' values to the names of the kernels' cell and activation; a ValueError where they do not
-    go together"""
+    """kind: from the options' values, and whether the cell is to be the general one, to the names of the kernels' cell,
+    activation and gates' activation; a ValueError where they do not go together"""
     names = [cell.name for cell in CELLS]
-    kinds = {}
-    for choice in product(*(option.values for option in options)):
+    kinds: tuple[dict[Choice, int], dict[Choice, int]] = {}, {}
+    for choice, general in product(product(*(option.values for option in options)), (False, True)):
         try:
-            cell, activation = kind(*choice)
+            cell, activation, gate = kind(*choice, general)
         except ValueError:
             continue
-        code = ACTIVATIONS.index(activation) << _ACTIVATION_FIRST
-        kinds[choice] = names.index(cell) << _CELL_FIRST | code
-    ((gates, states),) = {(cell_of(spec).gates, cell_of(spec).states) for spec in kinds.values()}
-    return CellSpec(name, options, reference, gates, states, kind, kinds)
+        code = names.index(cell) << _CELL_FIRST | ACTIVATIONS.index(activation) << _ACTIVATION_FIRST
+        if gate != "sigmoid":
+            code |= ACTIVATIONS.index(gate) + 1 << _GATE_FIRST
+        kinds[general][choice] = code
+    usual = cell_of(kinds[0][tuple(option.default for option in options)])
+    return CellSpec(name, options, reference, usual.gates, usual.states, kind, *kinds)
 
 
+_CUDA_ACTIVATIONS = ("tanh", "softsign", "relu", "hardtanh")
 _ACTIVATION = Option("activation", "tanh", ACTIVATIONS)
+_RECURRENT_ACTIVATION = Option("recurrent_activation", "sigmoid", ACTIVATIONS)
 _LAYER_NORM = Option("layer_norm", False, (False, True))
 
 
-def _normalised(cell: str, layer_norm: bool) -> str:
-    return f"{cell}_layer_norm" if layer_norm else cell
+def _lstm_kind(
+    activation: str, gate: str, layer_norm: bool, coupled_gates: bool, general: bool
+) -> tuple[str, str, str]:
+    if layer_norm and coupled_gates:
+        raise ValueError("layer_norm has gains for all four gates, so it does not go with coupled_gates")
+    if layer_norm:
+        return "lstm_layer_norm", activation, gate
+    if coupled_gates:
+        return "lstm_coupled", activation, gate
+    return "lstm_options" if general else "lstm", activation, gate
 
 
-def _gru_kind(reset_after: bool, activation: str, layer_norm: bool) -> tuple[str, str]:
+def _gru_kind(
+    reset_after: bool, activation: str, gate: str, layer_norm: bool, general: bool
+) -> tuple[str, str, str]:
     if layer_norm and not reset_after:
         raise ValueError("layer_norm normalises whole recurrent products, so it needs reset_after=True")
-    return _normalised("gru", layer_norm) if reset_after else "gru_reset_before", activation
+    if layer_norm:
+        return "gru_layer_norm", activation, gate
+    cell = "gru" if reset_after else "gru_reset_before"
+    return f"{cell}_options" if general else cell, activation, gate
+
+
+def _rnn_kind(nonlinearity: str, layer_norm: bool, general: bool) -> tuple[str, str, str]:
+    if layer_norm:
+        return "rnn_layer_norm", nonlinearity, "sigmoid"
+    keeps = general or nonlinearity == "silu"  # whose derivative does not follow from its value
+    return "rnn_options" if keeps else "rnn", nonlinearity, "sigmoid"
 
 
 LSTM = _family(
     "lstm",
-    (_ACTIVATION, _LAYER_NORM),
-    lambda activation, layer_norm: (_normalised("lstm", layer_norm), activation),
+    (_ACTIVATION, _RECURRENT_ACTIVATION, _LAYER_NORM, Option("coupled_gates", False, (False, True))),
+    _lstm_kind,
     reference.lstm_layer,
 )
 GRU = _family(
     "gru",
-    (Option("reset_after", True, (True, False)), _ACTIVATION, _LAYER_NORM),
+    (Option("reset_after", True, (True, False)), _ACTIVATION, _RECURRENT_ACTIVATION, _LAYER_NORM),
     _gru_kind,
     reference.gru_layer,
 )
 RNN = _family(
     "rnn",
-    (Option("nonlinearity", "tanh", ("tanh", "relu"), is_torchs=True), _LAYER_NORM),
-    lambda nonlinearity, layer_norm: (_normalised("rnn", layer_norm), nonlinearity),
+    (Option("nonlinearity", "tanh", ACTIVATIONS, torchs=("tanh", "relu")), _LAYER_NORM),
+    _rnn_kind,
     reference.rnn_layer,
 )
 FAMILIES = {family.name: family for family in (LSTM, GRU, RNN)}
 
-_BY_KIND = {kind: (family, choice) for family in FAMILIES.values() for choice, kind in family.kinds.items()}
+_BY_KIND = {
+    kind: (family, choice)
+    for family in FAMILIES.values()
+    for kinds in (family.general, family.kinds)
+    for choice, kind in kinds.items()
+}
 
 
 def family_of(spec: int) -> tuple[CellSpec, Choice]:

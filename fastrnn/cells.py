@@ -11,8 +11,9 @@ from fastrnn._autograd import Refused, layer, reference_layer
 from fastrnn._base import Base, are_strided, is_alike, is_state, is_uniform, pair_states
 from fastrnn._compat import is_any_autocast_enabled
 from fastrnn._heads import have_kernels, joined
+from fastrnn._options import operands_of_call
 from fastrnn._rows import check_resets
-from fastrnn._spec import QUIET, SINGLE_STEP, Choice
+from fastrnn._spec import QUIET, SINGLE_STEP, Choice, cell_of, has_cuda_functions
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
@@ -25,10 +26,6 @@ class _Cell(Base, nn.RNNCellBase):
     def __init__(self, *args: Any, heads: int = 1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._add_heads(heads)
-
-    def _add_layer_norm(self, layer_norm: bool) -> None:
-        self.layer_norm = self._cell.check("layer_norm", layer_norm)
-        self._add_operands([""])
 
     def _forward(self, input: Any, hx: Any, resets: Any = None) -> Any:
         if (
@@ -58,8 +55,11 @@ class _Cell(Base, nn.RNNCellBase):
         if not have_kernels(spec, input, weights):
             spec, weights = joined(spec, weights, 1)
         run: Callable[..., Sequence[Tensor]]
-        operands = self._operands()
-        has_engine = not input.is_cuda or not (operands or resets is not None)
+        operands = self._parameters_of_operands()
+        batch = input.shape[0] if input.dim() == 2 else 1
+        sizes = 1, batch, self.hidden_size
+        operands = operands_of_call(spec, operands, 1, self._constants(), self.training, input, sizes)
+        has_engine = not input.is_cuda or not (operands or resets is not None or not has_cuda_functions(spec))
         if _ops.has_kernels(input) and not _ops.autocasts(input) and has_engine:
             run = layer
         elif self._changed_options() or resets is not None:
@@ -82,9 +82,11 @@ class _Cell(Base, nn.RNNCellBase):
             return None
         if resets is not None and not are_strided((resets,)):
             return None
+        spec = self._layer_spec(weights)
+        if cell_of(spec).operands:
+            return None
         try:
-            operands = self._operands() if self._operand_names else ()
-            final = layer(self._layer_spec(weights) | QUIET, x, states, weights, None, operands, resets)
+            final = layer(spec | QUIET, x, states, weights, None, (), resets)
         except Refused:
             return None
         except RuntimeError:
@@ -94,7 +96,10 @@ class _Cell(Base, nn.RNNCellBase):
         return tuple(final) if len(final) > 1 else final[0]
 
     def _layer_spec(self, weights: list[Tensor]) -> int:
-        return self._cell.spec(self._choice(), len(weights) > 2, heads=self.heads) | SINGLE_STEP
+        general = self._is_general()
+        return (
+            self._cell.spec(self._choice(), len(weights) > 2, heads=self.heads, general=general) | SINGLE_STEP
+        )
 
     def _weights(self) -> list[Tensor]:
         """[w_ih, w_hh] and the biases that there are, read anew for every call."""
@@ -122,7 +127,8 @@ class LSTMCell(_Cell, nn.LSTMCell):
 
     Args:
         input_size, hidden_size, bias, device, dtype: as in :class:`torch.nn.LSTMCell`
-        activation: "tanh", "softsign", "relu" or "hardtanh", for the candidate and the output
+        activation, recurrent_activation, coupled_gates, peephole, zoneout, cell_clip: as in :class:`fastrnn.LSTM`; with
+            ``weight_peephole`` [3*H], or [2*H] where gates are coupled
         layer_norm: with ``ln_ih_weight`` and ``ln_hh_weight`` [4*H], ``ln_c_weight`` and ``ln_c_bias`` [H]
         forget_bias: what the forget gate's biases add up to before training; None: as in torch.nn
         heads: of the recurrent weights, ``weight_hh`` [4*H, H / heads]
@@ -135,6 +141,7 @@ class LSTMCell(_Cell, nn.LSTMCell):
     """
 
     activation: str
+    recurrent_activation: str
 
     _cell = _spec.LSTM
     _torch_forward = nn.LSTMCell.forward
@@ -144,13 +151,21 @@ class LSTMCell(_Cell, nn.LSTMCell):
         self,
         *args: Any,
         activation: str = "tanh",
+        recurrent_activation: str = "sigmoid",
         layer_norm: bool = False,
+        coupled_gates: bool = False,
+        peephole: bool = False,
         forget_bias: float | None = None,
+        zoneout: float | tuple[float, float] = 0.0,
+        cell_clip: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.activation = self._cell.check("activation", activation)
-        self._add_layer_norm(layer_norm)
+        self.recurrent_activation = self._cell.check("recurrent_activation", recurrent_activation)
+        self.layer_norm = self._cell.check("layer_norm", layer_norm)
+        self.coupled_gates = self._cell.check("coupled_gates", coupled_gates)
+        self._add_options([""], zoneout, peephole, cell_clip)
         self._add_forget_bias(forget_bias)
 
     def forward(
@@ -160,7 +175,7 @@ class LSTMCell(_Cell, nn.LSTMCell):
         return found
 
     def _choice(self) -> Choice:
-        return self.activation, self.layer_norm
+        return self.activation, self.recurrent_activation, self.layer_norm, self.coupled_gates
 
 
 class GRUCell(_Cell, nn.GRUCell):
@@ -169,7 +184,7 @@ class GRUCell(_Cell, nn.GRUCell):
     Args:
         input_size, hidden_size, bias, device, dtype: as in :class:`torch.nn.GRUCell`
         reset_after: the reset gate acts on the recurrent product, as in torch.nn; False: on h before the product
-        activation: "tanh", "softsign", "relu" or "hardtanh", for the candidate
+        activation, recurrent_activation, zoneout: as in :class:`fastrnn.GRU`
         layer_norm: with ``ln_ih_weight`` and ``ln_hh_weight`` [3*H]
         heads: of the recurrent weights, ``weight_hh`` [3*H, H / heads]
 
@@ -182,6 +197,7 @@ class GRUCell(_Cell, nn.GRUCell):
 
     reset_after: bool
     activation: str
+    recurrent_activation: str
 
     _cell = _spec.GRU
     _torch_forward = nn.GRUCell.forward
@@ -191,20 +207,24 @@ class GRUCell(_Cell, nn.GRUCell):
         *args: Any,
         reset_after: bool = True,
         activation: str = "tanh",
+        recurrent_activation: str = "sigmoid",
         layer_norm: bool = False,
+        zoneout: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.reset_after = self._cell.check("reset_after", reset_after)
         self.activation = self._cell.check("activation", activation)
-        self._add_layer_norm(layer_norm)
+        self.recurrent_activation = self._cell.check("recurrent_activation", recurrent_activation)
+        self.layer_norm = self._cell.check("layer_norm", layer_norm)
+        self._add_options([""], zoneout)
 
     def forward(self, input: Tensor, hx: Tensor | None = None, *, resets: Tensor | None = None) -> Tensor:
         found: Tensor = self._forward(input, hx, resets)
         return found
 
     def _choice(self) -> Choice:
-        return self.reset_after, self.activation, self.layer_norm
+        return self.reset_after, self.activation, self.recurrent_activation, self.layer_norm
 
 
 class RNNCell(_Cell, nn.RNNCell):
@@ -212,7 +232,8 @@ class RNNCell(_Cell, nn.RNNCell):
     :class:`fastrnn.RNN`.
 
     Args:
-        input_size, hidden_size, bias, nonlinearity, device, dtype: as in :class:`torch.nn.RNNCell`
+        input_size, hidden_size, bias, device, dtype: as in :class:`torch.nn.RNNCell`
+        nonlinearity, zoneout: as in :class:`fastrnn.RNN`
         layer_norm: with ``ln_ih_weight`` and ``ln_hh_weight`` [H]
         heads: of the recurrent weights, ``weight_hh`` [H, H / heads]
 
@@ -226,9 +247,13 @@ class RNNCell(_Cell, nn.RNNCell):
     _cell = _spec.RNN
     _torch_forward = nn.RNNCell.forward
 
-    def __init__(self, *args: Any, layer_norm: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, layer_norm: bool = False, zoneout: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._add_layer_norm(layer_norm)
+        self.layer_norm = self._cell.check("layer_norm", layer_norm)
+        if self._choice() in self._cell.kinds:
+            self._add_options([""], zoneout)
+        else:  # torch.nn does not look at it before forward
+            self.zoneout = zoneout
 
     def forward(self, input: Tensor, hx: Tensor | None = None, *, resets: Tensor | None = None) -> Tensor:
         found: Tensor = self._forward(input, hx, resets)

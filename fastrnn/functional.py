@@ -5,43 +5,17 @@ D directions. Weights are torch's flat list: for each layer and direction w_ih [
 biases b_ih and b_hh [G*H] if has_biases and, for a projected LSTM, w_hr [P, H]; G is 4 (LSTM), 3 (GRU) or 1 (RNN).
 """
 
-import warnings
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from fastrnn import _cuda, _ops
-from fastrnn._autograd import layer, reference_layer
-from fastrnn._heads import check_heads, have_kernels, joined
-from fastrnn._masks import add_recurrent_masks, drop_weights
-from fastrnn._ops import is_packed
+from fastrnn._heads import check_heads
+from fastrnn._options import NONE, Constants, check_cell_clip, check_together, check_zoneout
 from fastrnn._rows import rows_of_call
-from fastrnn._spec import (
-    BATCH_FIRST,
-    BIDIRECTIONAL,
-    CELL_STATES,
-    GRU,
-    HAS_BIASES,
-    LSTM,
-    RAGGED,
-    RECURRENT_MASK,
-    RNN,
-    cell_of,
-    family_of,
-    heads_of,
-)
+from fastrnn._spec import GRU, LSTM, RNN
+from fastrnn._stack import Stack, run_stack
 
 __all__ = ["gru", "lstm", "rnn"]
-
-# cuDNN copies weights that do not lie in one chunk of memory, as a list of them need not, and says so. One filter for
-# the calls below, behind any that is set later: changing filters around a call makes every thread forget what it has
-# shown once.
-warnings.filterwarnings(
-    "ignore", "RNN module weights are not part", category=UserWarning, module=r"fastrnn\.functional$"
-)
 
 
 def lstm(
@@ -57,12 +31,17 @@ def lstm(
     bidirectional: bool = False,
     batch_first: bool = False,
     activation: str = "tanh",
+    recurrent_activation: str = "sigmoid",
     layer_norm: bool = False,
+    coupled_gates: bool = False,
+    peephole: bool = False,
     operands: Sequence[Tensor] = (),
     recompute: bool = False,
     heads: int = 1,
     weight_dropout: float = 0.0,
     recurrent_dropout: float = 0.0,
+    zoneout: float | tuple[float, float] = 0.0,
+    cell_clip: float | None = None,
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
     return_cell_states: bool = False,
@@ -76,10 +55,10 @@ def lstm(
         weights: torch's flat list, see above; with w_hr the LSTM is projected
         batch_sizes: of a PackedSequence, int64 [T] on the CPU; batch_first is then ignored
         dropout: the probability with which, in training, an output of every layer but the last becomes zero
-        activation: "tanh", "softsign", "relu" or "hardtanh", for the candidate and for the output
-        layer_norm: as in :class:`fastrnn.LSTM`
-        operands: with layer_norm, for each layer and direction its gains ln_ih and ln_hh [4*H], ln_c_weight and
-            ln_c_bias [H]
+        activation, recurrent_activation, layer_norm, coupled_gates, peephole: as in :class:`fastrnn.LSTM`
+        operands: for each layer and direction, with layer_norm its gains ln_ih and ln_hh [4*H], ln_c_weight and
+            ln_c_bias [H]; with peephole its weights [3*H] of i f o, or [2*H] of i o with coupled_gates
+        zoneout, cell_clip: as in :class:`fastrnn.LSTM`
         heads: of the recurrent weights; w_hh is then [4*H, R / heads]
         recompute, weight_dropout, recurrent_dropout: as in :class:`fastrnn.LSTM`; the latter two act in training alone
         lengths: of the rows of x, int64 [B], on any device and in any order; values from 1 to T. y is zero behind a
@@ -96,9 +75,14 @@ def lstm(
     Raises:
         ValueError: lengths, resets or values of options that do not fit
     """
-    spec = LSTM.spec((activation, layer_norm), has_biases, batch_first, bidirectional, check_heads(heads))
+    choice = activation, recurrent_activation, layer_norm, coupled_gates
+    constants = Constants(*check_zoneout(zoneout, LSTM.states), check_cell_clip(cell_clip))
+    check_together(choice, peephole, constants, projected=len(weights) % 2 == 1)
+    general = peephole or constants != NONE
+    spec = LSTM.spec(choice, has_biases, batch_first, bidirectional, check_heads(heads), general)
     spec, batch_sizes = rows_of_call(spec, x, batch_sizes, lengths, resets, return_cell_states)
-    stack = Stack(spec, num_layers, training, dropout, weight_dropout, recurrent_dropout, recompute)
+    dropouts = dropout, weight_dropout, recurrent_dropout
+    stack = Stack(spec, num_layers, training, *dropouts, recompute, constants)
     return run_stack(stack, x, hx, weights, batch_sizes, operands, resets)
 
 
@@ -116,12 +100,14 @@ def gru(
     batch_first: bool = False,
     reset_after: bool = True,
     activation: str = "tanh",
+    recurrent_activation: str = "sigmoid",
     layer_norm: bool = False,
     operands: Sequence[Tensor] = (),
     recompute: bool = False,
     heads: int = 1,
     weight_dropout: float = 0.0,
     recurrent_dropout: float = 0.0,
+    zoneout: float = 0.0,
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -131,8 +117,7 @@ def gru(
         hx: h_0 [L*D, B, H], without B for x [T, I]; or None for zeros
         reset_after: the reset gate acts on the recurrent product, as in torch.nn; False: on h before the product,
             as in Cho et al. 2014, Keras's ``reset_after=False`` and ONNX's ``linear_before_reset=0``
-        activation: "tanh", "softsign", "relu" or "hardtanh", for the candidate
-        layer_norm: as in :class:`fastrnn.GRU`
+        activation, recurrent_activation, layer_norm, zoneout: as in :class:`fastrnn.GRU`
         operands: with layer_norm, for each layer and direction its gains ln_ih and ln_hh [3*H]
 
     The other arguments are those of :func:`lstm`.
@@ -140,11 +125,13 @@ def gru(
     Returns:
         y with x's layout and D*H features, h_n like hx
     """
-    spec = GRU.spec(
-        (reset_after, activation, layer_norm), has_biases, batch_first, bidirectional, check_heads(heads)
-    )
+    choice = reset_after, activation, recurrent_activation, layer_norm
+    constants = Constants(*check_zoneout(zoneout, GRU.states))
+    general = constants != NONE
+    spec = GRU.spec(choice, has_biases, batch_first, bidirectional, check_heads(heads), general)
     spec, batch_sizes = rows_of_call(spec, x, batch_sizes, lengths, resets, False)
-    stack = Stack(spec, num_layers, training, dropout, weight_dropout, recurrent_dropout, recompute)
+    dropouts = dropout, weight_dropout, recurrent_dropout
+    stack = Stack(spec, num_layers, training, *dropouts, recompute, constants)
     y, h_n = run_stack(stack, x, None if hx is None else (hx,), weights, batch_sizes, operands, resets)
     return y, h_n
 
@@ -168,6 +155,7 @@ def rnn(
     heads: int = 1,
     weight_dropout: float = 0.0,
     recurrent_dropout: float = 0.0,
+    zoneout: float = 0.0,
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -175,8 +163,7 @@ def rnn(
 
     Args:
         hx: h_0 [L*D, B, H], without B for x [T, I]; or None for zeros
-        nonlinearity: "tanh" or "relu"
-        layer_norm: as in :class:`fastrnn.RNN`
+        nonlinearity, layer_norm, zoneout: as in :class:`fastrnn.RNN`
         operands: with layer_norm, for each layer and direction its gains ln_ih and ln_hh [H]
 
     The other arguments are those of :func:`lstm`.
@@ -184,198 +171,12 @@ def rnn(
     Returns:
         y with x's layout and D*H features, h_n like hx
     """
-    spec = RNN.spec((nonlinearity, layer_norm), has_biases, batch_first, bidirectional, check_heads(heads))
+    constants = Constants(*check_zoneout(zoneout, RNN.states))
+    general = constants != NONE
+    choice = nonlinearity, layer_norm
+    spec = RNN.spec(choice, has_biases, batch_first, bidirectional, check_heads(heads), general)
     spec, batch_sizes = rows_of_call(spec, x, batch_sizes, lengths, resets, False)
-    stack = Stack(spec, num_layers, training, dropout, weight_dropout, recurrent_dropout, recompute)
+    dropouts = dropout, weight_dropout, recurrent_dropout
+    stack = Stack(spec, num_layers, training, *dropouts, recompute, constants)
     y, h_n = run_stack(stack, x, None if hx is None else (hx,), weights, batch_sizes, operands, resets)
     return y, h_n
-
-
-class Stack(NamedTuple):
-    """All that describes a stack but its tensors."""
-
-    spec: int  # of its layers, see fastrnn/_spec.py
-    num_layers: int
-    training: bool
-    dropout: float  # of the outputs of every layer but the last
-    weight_dropout: float = 0.0
-    recurrent_dropout: float = 0.0
-    recompute: bool = False
-
-    @property
-    def directions(self) -> int:
-        return 2 if self.spec & BIDIRECTIONAL else 1
-
-
-_States = Sequence[Tensor] | None
-
-
-def run_stack(
-    stack: Stack,
-    x: Tensor,
-    states: _States,
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    operands: Sequence[Tensor] = (),
-    resets: Tensor | None = None,
-) -> tuple[Tensor, ...]:
-    """(y, *final_states, *cell_states) from what serves x's device and dtype: the ops, else torch, else the reference.
-    batch_sizes, which may be lengths, and resets are a layer's (fastrnn/_ops.py), operands are such, layer by layer."""
-    if x.dim() == 2 and not is_packed(stack.spec, batch_sizes):
-        dim = 0 if stack.spec & BATCH_FIRST else 1
-        batch = None if states is None else [s.unsqueeze(1) for s in states]
-        lengths = None if batch_sizes is None else batch_sizes.unsqueeze(0)
-        cuts = None if resets is None else resets.unsqueeze(dim)
-        y, *final = run_stack(stack, x.unsqueeze(dim), batch, weights, lengths, operands, cuts)
-        cell_states = [final.pop().squeeze(dim)] if stack.spec & CELL_STATES else []
-        return y.squeeze(dim), *(s.squeeze(1) for s in final), *cell_states
-    if stack.training and stack.weight_dropout:
-        weights = drop_weights(weights, stack.num_layers * stack.directions, stack.weight_dropout)
-    if not have_kernels(stack.spec, x, weights):
-        spec, weights = joined(stack.spec, weights, stack.num_layers)
-        stack = stack._replace(spec=spec)
-    if stack.training and stack.recurrent_dropout:
-        rows, width, _ = _sizes(stack, x, states, weights, batch_sizes)
-        directions = stack.num_layers * stack.directions
-        operands = add_recurrent_masks(operands, directions, stack.recurrent_dropout, x, rows, width)
-        stack = stack._replace(spec=stack.spec | RECURRENT_MASK)
-    family, choice = family_of(stack.spec)
-    has_engine = not operands and resets is None and not stack.spec & (RAGGED | CELL_STATES)  # on CUDA
-    has_torch = family.is_torchs(choice) and has_engine
-    if not _ops.has_kernels(x) or (x.is_cuda and not has_engine):
-        if has_torch:
-            return _run_torch(stack, x, states, weights, batch_sizes)
-        plain = stack._replace(recompute=False)
-        return run_layers(reference_layer, plain, x, states, weights, batch_sizes, operands, resets)
-    casts = _ops.autocasts(x) and x.dtype != torch.float64
-    if x.is_cuda and has_torch and (casts or _cuda.torch_is_quicker(stack, x, states, weights, batch_sizes)):
-        return _run_torch(stack, x, states, weights, batch_sizes)
-    if casts:
-        return _run_autocast(stack, x, states, weights, batch_sizes, operands, resets)
-    return run_layers(layer, stack, x, states, weights, batch_sizes, operands, resets)
-
-
-def run_layers(
-    run_layer: Callable[..., Sequence[Tensor]],
-    stack: Stack,
-    x: Tensor,
-    states: _States,
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    operands: Sequence[Tensor] = (),
-    resets: Tensor | None = None,
-) -> tuple[Tensor, ...]:
-    spec, num_layers, training, dropout, *_, recompute = stack
-    if recompute:
-        run_layer = partial(run_layer, recompute=True)
-    initial: Sequence[Tensor] = ()
-    if states is not None:
-        initial = states
-    elif is_packed(spec, batch_sizes):
-        initial = _zeros(stack, x, weights, batch_sizes)
-    if num_layers == 1:
-        return tuple(run_layer(spec, x, initial, weights, batch_sizes, operands, resets))
-
-    # between layers time comes first: rows of a step lie together, and dropout draws in torch's order
-    batch_first = 0 if is_packed(spec, batch_sizes) else spec & BATCH_FIRST
-    if batch_first:
-        x, resets = x.transpose(0, 1), None if resets is None else resets.transpose(0, 1)
-    has_cell_states = spec & CELL_STATES
-    spec ^= batch_first | has_cell_states
-    directions = stack.directions
-
-    def of_layer(tensors: Sequence[Tensor], index: int) -> Sequence[Tensor]:
-        count = len(tensors) // num_layers
-        return tensors[index * count : (index + 1) * count]
-
-    finals = []
-    for index in range(num_layers):
-        if index > 0 and training and dropout > 0:
-            x = torch.dropout(x, dropout, True)
-        if index == num_layers - 1:
-            spec |= batch_first | has_cell_states
-            if batch_first:
-                x, resets = x.transpose(0, 1), None if resets is None else resets.transpose(0, 1)
-        start = [s[index * directions : (index + 1) * directions] for s in initial]
-        given = of_layer(weights, index), batch_sizes, of_layer(operands, index), resets
-        x, *final = run_layer(spec, x, start, *given)
-        finals.append(final)
-    cell_states = [finals[-1].pop()] if has_cell_states else []
-    return x, *(torch.cat(parts) for parts in zip(*finals, strict=True)), *cell_states
-
-
-def _run_torch(
-    stack: Stack, x: Tensor, states: _States, weights: Sequence[Tensor], batch_sizes: Tensor | None
-) -> tuple[Tensor, ...]:
-    spec, num_layers, training, dropout, *_ = stack
-    family, choice = family_of(spec)
-    function = getattr(torch, f"rnn_{choice[0]}" if family is RNN else family.name)
-    if states is None:
-        states = _zeros(stack, x, weights, batch_sizes)
-    hx = tuple(states) if family is LSTM else states[0]
-    has_biases, batch_first, bidirectional = (
-        bool(spec & bit) for bit in (HAS_BIASES, BATCH_FIRST, BIDIRECTIONAL)
-    )
-    common = (list(weights), has_biases, num_layers, dropout, training, bidirectional)
-    arguments = (x, hx, *common, batch_first) if batch_sizes is None else (x, batch_sizes, hx, *common)
-    outputs: tuple[Tensor, ...] = function(*arguments)
-    return outputs
-
-
-def _run_autocast(
-    stack: Stack,
-    x: Tensor,
-    states: _States,
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    operands: Sequence[Tensor],
-    resets: Tensor | None,
-) -> tuple[Tensor, ...]:
-    """Computes in the weights' dtype, which loses nothing, and gives every output the dtype that torch.nn gives it; but
-    in autocast's dtype on CUDA, where the tensor cores are."""
-    low = torch.get_autocast_dtype(x.device.type)
-    dtype = low if x.is_cuda else torch.promote_types(x.dtype, weights[0].dtype)
-    state = x.dtype if states is None else states[-1].dtype
-    per_direction = len(weights) // stack.num_layers // stack.directions
-    family, _ = family_of(stack.spec)
-    projected = per_direction % 2 == 1
-    if x.is_cuda:
-        sequence = last = low
-    elif family is GRU or (family is LSTM and is_packed(stack.spec, batch_sizes) and not projected):
-        sequence = last = state
-    else:
-        sequence, last = low, state if projected else low
-    y, *finals = run_layers(
-        layer,
-        stack,
-        x.to(dtype),
-        None if states is None else [s.to(dtype) for s in states],
-        [w.to(dtype) for w in weights],
-        batch_sizes,
-        [operand.to(dtype) for operand in operands],
-        resets,
-    )
-    count = family.states
-    return y.to(sequence), *(f.to(sequence if i + 1 < count else last) for i, f in enumerate(finals))
-
-
-def _zeros(
-    stack: Stack, x: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None
-) -> tuple[Tensor, ...]:
-    batch, *widths = _sizes(stack, x, None, weights, batch_sizes)
-    rows = stack.num_layers * stack.directions
-    return tuple(x.new_zeros(rows, batch, width) for width in widths[: cell_of(stack.spec).states])
-
-
-def _sizes(
-    stack: Stack, x: Tensor, states: _States, weights: Sequence[Tensor], batch_sizes: Tensor | None
-) -> tuple[int, int, int]:
-    """(B, R, H)"""
-    if states is not None:
-        batch = states[0].shape[1]
-    elif batch_sizes is not None and is_packed(stack.spec, batch_sizes):
-        batch = int(batch_sizes[0])
-    else:
-        batch = x.shape[0 if stack.spec & BATCH_FIRST else 1]
-    recurrent = weights[1].shape[1] * heads_of(stack.spec)
-    return batch, recurrent, weights[1].shape[0] // cell_of(stack.spec).gates

@@ -26,15 +26,26 @@ def _check_no_projection(arguments: dict[str, Any]) -> None:
 
 
 class LSTM(Layers):
-    """A multi-layer LSTM: :class:`torch.nn.LSTM`, with its arguments, and seven options more.
+    """A multi-layer LSTM: :class:`torch.nn.LSTM`, with its arguments, and options more.
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype:
             as in :class:`torch.nn.LSTM`
-        activation: "tanh", "softsign", "relu" or "hardtanh", for the candidate g and the output, h = o * act(c)
+        activation: "tanh", "softsign", "relu", "hardtanh", "sigmoid", "identity", "silu", "leaky_relu" (of slope 0.01),
+            "hardsigmoid" (relu6(x + 3) / 6, as in torch and Keras 3) or "onnx_hardsigmoid" (max(0, min(1, 0.2 x +
+            0.5))), for the candidate g and the output, h = o * act(c)
+        recurrent_activation: one of them for the gates i f o; "sigmoid" by default
         layer_norm: normalise both products over all gates of a row, and c on its way to the output (Ba et al. 2016):
             gates = LN(W_ih x) + LN(W_hh h) + biases, with gains ``ln_ih_weight_l{k}`` and ``ln_hh_weight_l{k}`` [4*H],
             and h = o * act(LN(c)), with ``ln_c_weight_l{k}`` and ``ln_c_bias_l{k}`` [H]; suffix ``_reverse``
+        coupled_gates: one gate for both, f = 1 - i (Greff et al. 2017): weights and biases have 3*H rows, those of
+            i g o; not with layer_norm
+        peephole: i and f see c too, and o the new one, each unit through weights of its own (Gers and Schmidhuber
+            2000): ``weight_peephole_l{k}`` [3*H] of i f o, or [2*H] of i o with coupled_gates; not with layer_norm
+        zoneout: the probability with which, in training, a unit of the new h is kept from the step before (Krueger et
+            al. 2017), or (that of h, that of c); drawn for each step, row and unit. At evaluation states are blended by
+            it. h is made from the c that has not been zoned out. That of h does not go with proj_size
+        cell_clip: the new c is clamped to [-cell_clip, cell_clip], with no gradient beyond; not with layer_norm
         forget_bias: what the forget gate's biases add up to before training, at all units: ``bias_ih`` holds it, and
             ``bias_hh`` zero (Gers et al. 2000 and Jozefowicz et al. 2015 take 1); None: as in torch.nn
         recompute: keep no activations for the backward pass but the outputs; it computes the others again, a piece of
@@ -61,6 +72,7 @@ class LSTM(Layers):
     """
 
     activation: str
+    recurrent_activation: str
 
     _cell = _spec.LSTM
     _torch_forward = nn.LSTM.forward
@@ -84,8 +96,13 @@ class LSTM(Layers):
         dtype: torch.dtype | None = None,
         *,
         activation: str = "tanh",
+        recurrent_activation: str = "sigmoid",
         layer_norm: bool = False,
+        coupled_gates: bool = False,
+        peephole: bool = False,
         forget_bias: float | None = None,
+        zoneout: float | tuple[float, float] = 0.0,
+        cell_clip: float | None = None,
         recompute: bool = False,
         heads: int = 1,
         weight_dropout: float = 0.0,
@@ -96,21 +113,34 @@ class LSTM(Layers):
         self,
         *args: Any,
         activation: str = "tanh",
+        recurrent_activation: str = "sigmoid",
         layer_norm: bool = False,
+        coupled_gates: bool = False,
+        peephole: bool = False,
         forget_bias: float | None = None,
+        zoneout: float | tuple[float, float] = 0.0,
+        cell_clip: float | None = None,
         **kwargs: Any,
     ) -> None: ...
     def __init__(
         self,
         *args: Any,
         activation: str = "tanh",
+        recurrent_activation: str = "sigmoid",
         layer_norm: bool = False,
+        coupled_gates: bool = False,
+        peephole: bool = False,
         forget_bias: float | None = None,
+        zoneout: float | tuple[float, float] = 0.0,
+        cell_clip: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__("LSTM", *args, **kwargs)
         self.activation = self._cell.check("activation", activation)
-        self._add_layer_norm(layer_norm)
+        self.recurrent_activation = self._cell.check("recurrent_activation", recurrent_activation)
+        self.layer_norm = self._cell.check("layer_norm", layer_norm)
+        self.coupled_gates = self._cell.check("coupled_gates", coupled_gates)
+        self._add_options(self._suffixes(), zoneout, peephole, cell_clip)
         self._add_forget_bias(forget_bias)
 
     @overload
@@ -147,22 +177,23 @@ class LSTM(Layers):
         return self._forward_rows(input, hx, lengths, resets, return_cell_states)
 
     def _choice(self) -> Choice:
-        return self.activation, self.layer_norm
+        return self.activation, self.recurrent_activation, self.layer_norm, self.coupled_gates
 
 
 class GRU(Layers):
-    """A multi-layer GRU: :class:`torch.nn.GRU`, with its arguments, and seven options more.
+    """A multi-layer GRU: :class:`torch.nn.GRU`, with its arguments, and options more.
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype:
             as in :class:`torch.nn.GRU`
         reset_after: the reset gate acts on the recurrent product, as in torch.nn; False: on h before the product, as
             in Cho et al. 2014, Keras's ``reset_after=False`` and ONNX's ``linear_before_reset=0``
-        activation: "tanh", "softsign", "relu" or "hardtanh", for the candidate n
+        activation, recurrent_activation: those of :class:`LSTM`, for the candidate n and for the gates r z
         layer_norm: normalise both products over all gates of a row (Ba et al. 2016), with gains ``ln_ih_weight_l{k}``
             and ``ln_hh_weight_l{k}`` [3*H], suffix ``_reverse``; r acts on the n of LN(W_hh h) + b_hh, so it needs
             reset_after
         recompute, heads, weight_dropout, recurrent_dropout: as in :class:`LSTM`
+        zoneout: as in :class:`LSTM`, of h
 
     Shape:
         - input: [T, B, I], [B, T, I] if batch_first, [T, I], or a PackedSequence
@@ -173,6 +204,7 @@ class GRU(Layers):
 
     reset_after: bool
     activation: str
+    recurrent_activation: str
 
     _cell = _spec.GRU
     _torch_forward = nn.GRU.forward
@@ -192,7 +224,9 @@ class GRU(Layers):
         *,
         reset_after: bool = True,
         activation: str = "tanh",
+        recurrent_activation: str = "sigmoid",
         layer_norm: bool = False,
+        zoneout: float = 0.0,
         recompute: bool = False,
         heads: int = 1,
         weight_dropout: float = 0.0,
@@ -204,7 +238,9 @@ class GRU(Layers):
         *args: Any,
         reset_after: bool = True,
         activation: str = "tanh",
+        recurrent_activation: str = "sigmoid",
         layer_norm: bool = False,
+        zoneout: float = 0.0,
         **kwargs: Any,
     ) -> None: ...
     def __init__(
@@ -212,14 +248,18 @@ class GRU(Layers):
         *args: Any,
         reset_after: bool = True,
         activation: str = "tanh",
+        recurrent_activation: str = "sigmoid",
         layer_norm: bool = False,
+        zoneout: float = 0.0,
         **kwargs: Any,
     ) -> None:
         _check_no_projection(kwargs)
         super().__init__("GRU", *args, **kwargs)
         self.reset_after = self._cell.check("reset_after", reset_after)
         self.activation = self._cell.check("activation", activation)
-        self._add_layer_norm(layer_norm)
+        self.recurrent_activation = self._cell.check("recurrent_activation", recurrent_activation)
+        self.layer_norm = self._cell.check("layer_norm", layer_norm)
+        self._add_options(self._suffixes(), zoneout)
 
     def forward(
         self,
@@ -237,18 +277,20 @@ class GRU(Layers):
         return found
 
     def _choice(self) -> Choice:
-        return self.reset_after, self.activation, self.layer_norm
+        return self.reset_after, self.activation, self.recurrent_activation, self.layer_norm
 
 
 class RNN(Layers):
-    """A multi-layer Elman network: :class:`torch.nn.RNN`, with its arguments, and five options more.
+    """A multi-layer Elman network: :class:`torch.nn.RNN`, with its arguments, and options more.
 
     Args:
-        input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional, device, dtype:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype:
             as in :class:`torch.nn.RNN`
+        nonlinearity: "tanh", "relu", or another activation of :class:`LSTM`
         layer_norm: normalise both products of a row (Ba et al. 2016), with gains ``ln_ih_weight_l{k}`` and
             ``ln_hh_weight_l{k}`` [H], suffix ``_reverse``
         recompute, heads, weight_dropout, recurrent_dropout: as in :class:`LSTM`
+        zoneout: as in :class:`LSTM`, of h
 
     Shape:
         - input: [T, B, I], [B, T, I] if batch_first, [T, I], or a PackedSequence
@@ -275,14 +317,15 @@ class RNN(Layers):
         dtype: torch.dtype | None = None,
         *,
         layer_norm: bool = False,
+        zoneout: float = 0.0,
         recompute: bool = False,
         heads: int = 1,
         weight_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
     ) -> None: ...
     @overload
-    def __init__(self, *args: Any, layer_norm: bool = False, **kwargs: Any) -> None: ...
-    def __init__(self, *args: Any, layer_norm: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, layer_norm: bool = False, zoneout: float = 0.0, **kwargs: Any) -> None: ...
+    def __init__(self, *args: Any, layer_norm: bool = False, zoneout: float = 0.0, **kwargs: Any) -> None:
         _check_no_projection(kwargs)
         if len(args) > 3:
             self.nonlinearity = args[3]
@@ -290,8 +333,9 @@ class RNN(Layers):
         else:
             self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
         self._cell.check("nonlinearity", self.nonlinearity)
-        super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
-        self._add_layer_norm(layer_norm)
+        super().__init__("RNN_RELU" if self.nonlinearity == "relu" else "RNN_TANH", *args, **kwargs)
+        self.layer_norm = self._cell.check("layer_norm", layer_norm)
+        self._add_options(self._suffixes(), zoneout)
 
     def forward(
         self,
@@ -309,4 +353,10 @@ class RNN(Layers):
         return found
 
     def _choice(self) -> Choice:
-        return "tanh" if self.mode == "RNN_TANH" else "relu", self.layer_norm
+        return "relu" if self.mode == "RNN_RELU" else self.nonlinearity, self.layer_norm
+
+    def _changed_options(self) -> dict[str, Any]:
+        found = super()._changed_options()
+        if self.nonlinearity not in ("tanh", "relu"):
+            found["nonlinearity"] = self.nonlinearity
+        return found

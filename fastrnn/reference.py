@@ -7,39 +7,26 @@ With several heads a w_hh has R / heads columns. masks are those of recurrent dr
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from fastrnn._reference_loop import WHOLE, Rows, directions_of, run_loop
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "softsign": F.softsign,
     "relu": torch.relu,
     "hardtanh": F.hardtanh,
+    "sigmoid": torch.sigmoid,
+    "identity": lambda x: x,
+    "silu": F.silu,
+    "leaky_relu": F.leaky_relu,
+    "hardsigmoid": lambda x: F.relu6(x + 3) / 6,  # torch's own has a sixth in float32
+    "onnx_hardsigmoid": lambda x: (0.2 * x + 0.5).clamp(0, 1),
 }
-
-
-class Rows(NamedTuple):
-    """Where the rows of a layer's sequence end and are cut, and whether c is returned for every step.
-
-    lengths, int64 [B], are those of the rows of an x that is not packed: y is zero behind a row's end, its final state
-    is the one there, and the reverse direction begins there. resets, bool, have x's shape without I: a row is cut
-    before each step where they are true, and the piece that begins there begins with a state of zeros, at the first
-    step too. The reverse direction runs from a cut's other side: h0 enters the last piece, the pieces before it begin
-    with zeros, and h_n is the state after the first one.
-    """
-
-    lengths: Tensor | None = None
-    resets: Tensor | None = None
-    cell_states: bool = False
-
-
-WHOLE = Rows()
-
-# w_ih, w_hh, b_ih, b_hh, w_hr, and the operands
-_Direction = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Sequence[Tensor]]
 
 
 def product(x: Tensor, w: Tensor, b: Tensor | None, gain: Tensor | None) -> Tensor:
@@ -76,6 +63,12 @@ def masked(h: Tensor, mask: Tensor | None) -> Tensor:
     return h if mask is None else h * mask
 
 
+def zone_out(made: Tensor, before: Tensor, zone: Tensor | None) -> Tensor:
+    """The new state from what was made of it and from the one before (Krueger et al. 2017,
+    https://arxiv.org/abs/1606.01305); zone is 1 where a unit is kept, at evaluation the probability of that."""
+    return made if zone is None else (zone * before + (1 - zone) * made).to(made.dtype)
+
+
 def lstm_step(
     x: Tensor,
     h: Tensor,
@@ -88,6 +81,11 @@ def lstm_step(
     activation: str = "tanh",
     norm: Sequence[Tensor] = (),
     mask: Tensor | None = None,
+    recurrent_activation: str = "sigmoid",
+    coupled_gates: bool = False,
+    peepholes: Sequence[Tensor] = (),
+    zones: tuple[Tensor | None, Tensor | None] = (None, None),
+    bound: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One step of :class:`torch.nn.LSTM`; ``w_hr`` projects h (Sak et al. 2014, https://arxiv.org/abs/1402.1128).
 
@@ -95,15 +93,31 @@ def lstm_step(
     and the gain and the bias [H] of c'. mask [B, R] is what h is times where it enters the recurrent product (Gal and
     Ghahramani 2016, https://arxiv.org/abs/1512.05287).
 
+    With coupled_gates f = 1 - i, and weights have 3*H rows, i g o (Greff et al. 2017,
+    https://arxiv.org/abs/1503.04069). peepholes are none or weights [H] by which i and f see c and o sees c' (Gers and
+    Schmidhuber 2000); without that of f where gates are coupled. bound [H] is the largest magnitude of c', beyond which
+    there is no gradient. zones are what h and c are zoned out by: h is made from c' before that is zoned out.
+
     x [B, I], h [B, R], c [B, H], w_ih [4*H, I], w_hh [4*H, R], b_ih and b_hh [4*H], w_hr [P, H] -> (h, c)
     """
-    act = ACTIVATIONS[activation]
+    act, gate = ACTIVATIONS[activation], ACTIVATIONS[recurrent_activation]
     gain_ih, gain_hh, gain_c, bias_c = norm or (None,) * 4
-    h = masked(h, mask)
-    i, f, g, o = (product(x, w_ih, b_ih, gain_ih) + recurrent_product(h, w_hh, b_hh, gain_hh, 4)).chunk(4, -1)
-    c = torch.sigmoid(f) * c + torch.sigmoid(i) * act(g)
-    h = torch.sigmoid(o) * act(c if gain_c is None else F.layer_norm(c, gain_c.shape, gain_c, bias_c))
-    return h if w_hr is None else F.linear(h, w_hr), c
+    gates = 3 if coupled_gates else 4
+    from_h = recurrent_product(masked(h, mask), w_hh, b_hh, gain_hh, gates)
+    i, *f, g, o = (product(x, w_ih, b_ih, gain_ih) + from_h).chunk(gates, -1)
+    if peepholes:
+        i, o_peep = i + peepholes[0] * c, peepholes[-1]
+        f = [f[0] + peepholes[1] * c] if f else []
+    made_i = gate(i)
+    made_c = (gate(f[0]) if f else 1 - made_i) * c + made_i * act(g)
+    if bound is not None:
+        made_c = made_c.clamp(-bound.to(c.dtype), bound.to(c.dtype))
+    made_o = gate(o + o_peep * made_c if peepholes else o)
+    shown = made_c if gain_c is None else F.layer_norm(made_c, gain_c.shape, gain_c, bias_c)
+    made_h = made_o * act(shown)
+    if w_hr is not None:
+        made_h = F.linear(made_h, w_hr)
+    return zone_out(made_h, h, zones[0]), zone_out(made_c, c, zones[1])
 
 
 def gru_step(
@@ -117,29 +131,32 @@ def gru_step(
     activation: str = "tanh",
     norm: Sequence[Tensor] = (),
     mask: Tensor | None = None,
+    recurrent_activation: str = "sigmoid",
+    zone: Tensor | None = None,
 ) -> Tensor:
     """One step of :class:`torch.nn.GRU`, whose candidate is n = act(W x + b + r * (U h + d)); without reset_after of
     the original, n = act(W x + b + U (r * h) + d) (Cho et al. 2014, https://arxiv.org/abs/1406.1078).
 
     norm is empty or, for layer normalisation with reset_after, the gains [3*H] of both products. mask [B, H] is what h
-    is times where it enters a recurrent product, U h and U (r * h), but not where z blends it with the candidate.
+    is times where it enters a recurrent product, U h and U (r * h), but not where z blends it with the candidate. zone
+    is what h is zoned out by.
 
     x [B, I], h [B, H], w_ih [3*H, I], w_hh [3*H, H], b_ih and b_hh [3*H] -> h
     """
-    act = ACTIVATIONS[activation]
+    act, gate = ACTIVATIONS[activation], ACTIVATIONS[recurrent_activation]
     gain_ih, gain_hh = norm or (None, None)
     x_r, x_z, x_n = product(x, w_ih, b_ih, gain_ih).chunk(3, -1)
     if reset_after:
         h_r, h_z, h_n = recurrent_product(masked(h, mask), w_hh, b_hh, gain_hh, 3).chunk(3, -1)
-        n = act(x_n + torch.sigmoid(x_r + h_r) * h_n)
+        n = act(x_n + gate(x_r + h_r) * h_n)
     else:
         size = h.shape[-1]
         w_rz, w_n = w_hh[: 2 * size], w_hh[2 * size :]
         b_rz, b_n = (None, None) if b_hh is None else (b_hh[: 2 * size], b_hh[2 * size :])
         h_r, h_z = recurrent_product(masked(h, mask), w_rz, b_rz, None, 2).chunk(2, -1)
-        n = act(x_n + recurrent_product(torch.sigmoid(x_r + h_r) * masked(h, mask), w_n, b_n, None, 1))
-    z = torch.sigmoid(x_z + h_z)
-    return (1 - z) * n + z * h
+        n = act(x_n + recurrent_product(gate(x_r + h_r) * masked(h, mask), w_n, b_n, None, 1))
+    z = gate(x_z + h_z)
+    return zone_out((1 - z) * n + z * h, h, zone)
 
 
 def rnn_step(
@@ -152,17 +169,18 @@ def rnn_step(
     nonlinearity: str = "tanh",
     norm: Sequence[Tensor] = (),
     mask: Tensor | None = None,
+    zone: Tensor | None = None,
 ) -> Tensor:
     """One step of :class:`torch.nn.RNN`: h = act(W x + b + U h + d).
 
     norm is empty or, for layer normalisation, the gains [H] of both products. mask [B, H] is what h is times where it
-    enters the recurrent product.
+    enters the recurrent product. zone is what h is zoned out by.
 
     x [B, I], h [B, H], w_ih [H, I], w_hh [H, H], b_ih and b_hh [H] -> h
     """
     gain_ih, gain_hh = norm or (None, None)
     from_h = recurrent_product(masked(h, mask), w_hh, b_hh, gain_hh, 1)
-    return ACTIVATIONS[nonlinearity](product(x, w_ih, b_ih, gain_ih) + from_h)
+    return zone_out(ACTIVATIONS[nonlinearity](product(x, w_ih, b_ih, gain_ih) + from_h), h, zone)
 
 
 def lstm_layer(
@@ -176,7 +194,9 @@ def lstm_layer(
     batch_first: bool,
     bidirectional: bool,
     activation: str,
+    recurrent_activation: str,
     layer_norm: bool,
+    coupled_gates: bool,
     masks: Sequence[Tensor] = (),
     rows: Rows = WHOLE,
 ) -> tuple[Tensor, ...]:
@@ -184,14 +204,23 @@ def lstm_layer(
     -> (y like x with D*R features, h_n [D, B, R], c_n [D, B, H]), and c of every step, like x with D*H features, where
     rows ask for it."""
 
-    def step(x: Tensor, h: Tensor, c: Tensor, w: _Direction, mask: Tensor | None) -> tuple[Tensor, ...]:
-        w_ih, w_hh, b_ih, b_hh, w_hr, norm = w
-        return lstm_step(x, h, c, w_ih, w_hh, b_ih, b_hh, w_hr, activation, norm, mask)
+    def step(x: Tensor, h: Tensor, c: Tensor, w: Any, mask: Tensor | None) -> tuple[Tensor, ...]:
+        w_ih, w_hh, b_ih, b_hh, w_hr, given = w
+        norm: Sequence[Tensor] = given[:4] if layer_norm else ()
+        peepholes: Sequence[Tensor] = ()
+        zones, bound = (None, None), None
+        if layer_norm and given[4:]:
+            zones = given[4:]
+        elif given and not layer_norm:
+            *peepholes, zone_h, zone_c, bound = given
+            peepholes, zones = () if peepholes[0] is None else peepholes, (zone_h, zone_c)
+        usual = x, h, c, w_ih, w_hh, b_ih, b_hh, w_hr, activation, norm, mask
+        return lstm_step(*usual, recurrent_activation, coupled_gates, peepholes, zones, bound)
 
-    directions = _directions(weights, operands, has_biases, bidirectional)
-    hidden, w_hr = weights[1].shape[0] // 4, directions[0][4]
+    directions = directions_of(weights, operands, has_biases, bidirectional)
+    hidden, w_hr = weights[1].shape[0] // (3 if coupled_gates else 4), directions[0][4]
     sizes = hidden if w_hr is None else w_hr.shape[0], hidden
-    return _layer(step, x, (h0, c0), sizes, directions, batch_sizes, batch_first, masks, rows)
+    return run_loop(step, x, (h0, c0), sizes, directions, batch_sizes, batch_first, masks, rows)
 
 
 def gru_layer(
@@ -205,6 +234,7 @@ def gru_layer(
     bidirectional: bool,
     reset_after: bool,
     activation: str,
+    recurrent_activation: str,
     layer_norm: bool,
     masks: Sequence[Tensor] = (),
     rows: Rows = WHOLE,
@@ -212,12 +242,18 @@ def gru_layer(
     """x [T, B, I], [B, T, I] if batch_first, or [N, I] if packed; h0 [D, B, H] or None for zeros
     -> (y like x with D*H features, h_n [D, B, H])."""
 
-    def step(x: Tensor, h: Tensor, w: _Direction, mask: Tensor | None) -> tuple[Tensor, ...]:
-        w_ih, w_hh, b_ih, b_hh, _, norm = w
-        return (gru_step(x, h, w_ih, w_hh, b_ih, b_hh, reset_after, activation, norm, mask),)
+    def step(x: Tensor, h: Tensor, w: Any, mask: Tensor | None) -> tuple[Tensor, ...]:
+        w_ih, w_hh, b_ih, b_hh, _, given = w
+        count = 2 if layer_norm else 0
+        norm, zone = given[:count], given[count] if len(given) > count else None
+        return (
+            gru_step(
+                x, h, w_ih, w_hh, b_ih, b_hh, reset_after, activation, norm, mask, recurrent_activation, zone
+            ),
+        )
 
-    directions = _directions(weights, operands, has_biases, bidirectional)
-    y, h_n = _layer(
+    directions = directions_of(weights, operands, has_biases, bidirectional)
+    y, h_n = run_loop(
         step, x, (h0,), (weights[1].shape[0] // 3,), directions, batch_sizes, batch_first, masks, rows
     )
     return y, h_n
@@ -240,99 +276,14 @@ def rnn_layer(
     """x [T, B, I], [B, T, I] if batch_first, or [N, I] if packed; h0 [D, B, H] or None for zeros
     -> (y like x with D*H features, h_n [D, B, H])."""
 
-    def step(x: Tensor, h: Tensor, w: _Direction, mask: Tensor | None) -> tuple[Tensor, ...]:
-        w_ih, w_hh, b_ih, b_hh, _, norm = w
-        return (rnn_step(x, h, w_ih, w_hh, b_ih, b_hh, nonlinearity, norm, mask),)
+    def step(x: Tensor, h: Tensor, w: Any, mask: Tensor | None) -> tuple[Tensor, ...]:
+        w_ih, w_hh, b_ih, b_hh, _, given = w
+        count = 2 if layer_norm else 0
+        norm, zone = given[:count], given[count] if len(given) > count else None
+        return (rnn_step(x, h, w_ih, w_hh, b_ih, b_hh, nonlinearity, norm, mask, zone),)
 
-    directions = _directions(weights, operands, has_biases, bidirectional)
-    y, h_n = _layer(step, x, (h0,), (weights[1].shape[0],), directions, batch_sizes, batch_first, masks, rows)
+    directions = directions_of(weights, operands, has_biases, bidirectional)
+    y, h_n = run_loop(
+        step, x, (h0,), (weights[1].shape[0],), directions, batch_sizes, batch_first, masks, rows
+    )
     return y, h_n
-
-
-def _directions(
-    weights: Sequence[Tensor], operands: Sequence[Tensor], has_biases: bool, bidirectional: bool
-) -> list[_Direction]:
-    """(w_ih, w_hh, b_ih, b_hh, w_hr, operands) of each direction, with None for what is absent."""
-    count = 2 if bidirectional else 1
-    found = []
-    for index in range(count):
-        part, own = (
-            tensors[len(tensors) * index // count : len(tensors) * (index + 1) // count]
-            for tensors in (weights, operands)
-        )
-        w_ih, w_hh, *rest = part
-        b_ih, b_hh = (rest[0], rest[1]) if has_biases else (None, None)
-        w_hr = rest[-1] if len(rest) % 2 else None
-        found.append((w_ih, w_hh, b_ih, b_hh, w_hr, own))
-    return found
-
-
-def _layer(
-    step: Callable[..., tuple[Tensor, ...]],
-    x: Tensor,
-    initial: tuple[Tensor | None, ...],
-    sizes: tuple[int, ...],
-    directions: list[_Direction],
-    batch_sizes: Tensor | None,
-    batch_first: bool,
-    masks: Sequence[Tensor],
-    rows: Rows,
-) -> tuple[Tensor, ...]:
-    """y and the final states, and the last state of every step where rows ask for it; rows of a sequence that have
-    ended keep their state."""
-    time_dim = 1 if batch_first and batch_sizes is None else 0
-
-    def split(sequence: Tensor) -> list[Tensor]:
-        if batch_sizes is None:
-            return list(sequence.unbind(time_dim))
-        return list(torch.split(sequence, batch_sizes.tolist()))
-
-    def join(steps: Sequence[Tensor]) -> Tensor:
-        return torch.stack(tuple(steps), time_dim) if batch_sizes is None else torch.cat(tuple(steps))
-
-    steps = split(x)
-    cuts = None if rows.resets is None else split(rows.resets)
-    batch, time = steps[0].shape[0], len(steps)
-    going_on: list[Tensor] | None = None
-    if rows.lengths is not None:
-        ends = rows.lengths.to(x.device)
-        going_on = [t < ends for t in range(time)]
-        steps = [torch.where(on[:, None], row, 0.0) for on, row in zip(going_on, steps, strict=True)]
-    sequences, finals = [], []
-    for direction, weights in enumerate(directions):
-        state = tuple(
-            x.new_zeros(batch, size) if start is None else start[direction]
-            for start, size in zip(initial, sizes, strict=True)
-        )
-        made: list[tuple[Tensor, ...]] = []
-        for t in reversed(range(time)) if direction else range(time):
-            active = steps[t].shape[0]
-            start = tuple(s[:active] for s in state)
-            if cuts is not None and (not direction or t + 1 < time):
-                start = _cut(start, cuts, going_on, t + direction)
-            mask = masks[direction][:active] if masks else None
-            new = step(steps[t], *start, weights, mask)
-            state = tuple(
-                torch.cat((n if going_on is None else torch.where(going_on[t][:, None], n, s), s[active:]))
-                for n, s in zip(new, state, strict=True)
-            )
-            out = new[:2] if rows.cell_states else (new[0],)
-            if going_on is not None:
-                out = tuple(torch.where(going_on[t][:, None], o, 0.0) for o in out)
-            made.append(out)
-        sequences.append(made[::-1] if direction else made)
-        finals.append(state)
-    # of each direction, step and output -> of each output, joined over directions, then over steps
-    of_steps = zip(*sequences, strict=True)
-    joined = ([torch.cat(parts, -1) for parts in zip(*outs, strict=True)] for outs in of_steps)
-    y, *cell_states = (join(of_output) for of_output in zip(*joined, strict=True))
-    return y, *(torch.stack(parts) for parts in zip(*finals, strict=True)), *cell_states
-
-
-def _cut(
-    state: tuple[Tensor, ...], cuts: Sequence[Tensor], going_on: Sequence[Tensor] | None, t: int
-) -> tuple[Tensor, ...]:
-    """The state with zeros in the rows that are cut before time t, of those that are still there then."""
-    cut = cuts[t] if going_on is None else cuts[t] & going_on[t]
-    there = cut.shape[0]
-    return tuple(torch.cat((torch.where(cut[:, None], 0.0, s[:there]), s[there:])) for s in state)

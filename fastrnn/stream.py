@@ -19,7 +19,10 @@ from fastrnn.quantized import MATRIX_DTYPES, packed_shape
 __all__ = ["Stream"]
 
 _DTYPES = {torch.float32: False, torch.float64: True}
-_STEP_CALL = struct.Struct("9q10P")  # of csrc/torch/step.h
+_STEP_CALL = struct.Struct("10q10P")  # of csrc/torch/step.h
+
+# options whose cells take operands, which a step lacks
+_UNFIT = ("layer_norm", "peephole", "coupled_gates", "zoneout", "cell_clip")
 
 _Weight = tuple[tuple[int, ...], torch.dtype]  # shape and dtype
 
@@ -110,9 +113,11 @@ class Stream:
         if not isinstance(module, nn.RNNBase):
             found = type(module).__name__
             raise TypeError(f"Stream takes an LSTM, GRU or RNN of fastrnn or torch.nn, not {found}")
-        if getattr(module, "layer_norm", False):
+        unfit = [name for name in _UNFIT if getattr(module, name, None)]
+        if unfit:
+            option = f"{unfit[0]}={getattr(module, unfit[0])}"
             raise ValueError(
-                "Stream does not take a layer with layer_norm=True: call it with one time step and its states"
+                f"Stream does not take a layer with {option}: call it with one time step and its states"
             )
         heads, hidden = getattr(module, "heads", 1), module.hidden_size
         if not are_aligned(heads, hidden, module.proj_size or hidden):

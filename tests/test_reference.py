@@ -46,6 +46,12 @@ FORMULAS = {
     "softsign": functional.softsign,
     "relu": lambda v: (v + v.abs()) / 2,
     "hardtanh": functional.hardtanh,
+    "sigmoid": lambda v: (torch.tanh(v / 2) + 1) / 2,
+    "identity": lambda v: v,
+    "silu": lambda v: v / (1 + torch.exp(-v)),
+    "leaky_relu": lambda v: torch.maximum(v, v / 100),
+    "hardsigmoid": lambda v: functional.relu6(v + 3) / 6,
+    "onnx_hardsigmoid": lambda v: torch.clamp(0.2 * v + 0.5, 0, 1),
 }
 
 

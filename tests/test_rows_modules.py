@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 
 import fastrnn
-from fastrnn import functional
+from fastrnn import _stack, functional
 from fastrnn._autograd import reference_layer
 from helpers import (
     BF16,
@@ -46,9 +46,9 @@ def run_fast(case: Case, module: nn.RNNBase | None = None) -> Results:
 
 
 def run_by_reference(case: Case, module: nn.RNNBase, monkeypatch: pytest.MonkeyPatch) -> Results:
-    by_kernels = functional.run_layers
+    by_kernels = _stack.run_layers
     with monkeypatch.context() as patched:
-        patched.setattr(functional, "run_layers", lambda _, *rest: by_kernels(reference_layer, *rest))
+        patched.setattr(_stack, "run_layers", lambda _, *rest: by_kernels(reference_layer, *rest))
         return run_fast(case, module)
 
 
@@ -88,9 +88,9 @@ def test_dropouts(cls: type[nn.RNNBase], monkeypatch: pytest.MonkeyPatch) -> Non
     case = Case(module.mode.split("_")[0].lower(), 5, 9, layers=2, bidirectional=True, hidden=9)
     lengths, resets = make_rows(case)
     x = make_inputs(case).x
-    by_kernels, found = functional.run_layers, []
+    by_kernels, found = _stack.run_layers, []
     for run in (by_kernels, lambda _, *rest: by_kernels(reference_layer, *rest)):
-        monkeypatch.setattr(functional, "run_layers", run)
+        monkeypatch.setattr(_stack, "run_layers", run)
         torch.manual_seed(4)
         y, _ = module(x, lengths=lengths, resets=resets.T)
         found.append((y, *torch.autograd.grad(y.square().sum(), list(module.parameters()))))

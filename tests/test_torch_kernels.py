@@ -34,8 +34,8 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(_ops, "_DEVICES", {"cpu", "meta", "cuda"})
     monkeypatch.setattr(_ops, "cuda_engine", "auto")
     monkeypatch.setattr(_ops, "cuda_properties", lambda index: (90, 132, 227 << 10, 50 << 20))
-    monkeypatch.setattr(functional, "run_layers", lambda run, *_: by(run.__name__)())
-    monkeypatch.setattr(functional, "_run_torch", by("torch"))
+    monkeypatch.setattr(_stack, "run_layers", lambda run, *_: by(run.__name__)())
+    monkeypatch.setattr(_stack, "_run_torch", by("torch"))
     return found
 
 
@@ -125,7 +125,7 @@ def test_autocast(ways: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         return (x,) * 3
 
     monkeypatch.setattr(_ops, "autocasts", lambda x: True)  # torch has none for a device that is not here
-    monkeypatch.setattr(functional, "run_layers", run_layers)
+    monkeypatch.setattr(_stack, "run_layers", run_layers)
     lstm(torch.float32)
     assert ways == ["torch"]
     assert not dtypes

@@ -56,7 +56,9 @@ def indrnn_layer(
 @pytest.fixture(scope="module", autouse=True)
 def family() -> None:
     option = _spec.Option("activation", "tanh", _spec.ACTIVATIONS)
-    found = _spec._family("indrnn", (option,), lambda activation: ("indrnn", activation), indrnn_layer)
+    found = _spec._family(
+        "indrnn", (option,), lambda activation, _: ("indrnn", activation, "sigmoid"), indrnn_layer
+    )
     _spec.FAMILIES["indrnn"] = found
     _spec._BY_KIND.update({kind: (found, choice) for choice, kind in found.kinds.items()})
 

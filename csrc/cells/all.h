@@ -4,8 +4,10 @@
 #include "cell.h"
 #include "gru.h"
 #include "lstm.h"
+#include "lstm_options.h"
 #include "norm.h"
 #include "rnn.h"
+#include "zoneout.h"
 #if defined(FASTRNN_TEST_CELL_HEADER)
 #include FASTRNN_TEST_CELL_HEADER
 #endif
@@ -14,7 +16,7 @@ namespace fastrnn {
 namespace {
 
 #define FASTRNN_CELL(name, Template, ...) \
-    static_assert(check_cell<Template<TanhActivation>>(Cell::name), #name " does not fit cells.def, or is no cell");
+    static_assert(check_cell<Template<ChosenFunctions>>(Cell::name), #name " does not fit cells.def, or is no cell");
 #include "fastrnn/cells.def"
 
 }  // namespace

@@ -6,12 +6,12 @@
 // the preactivation of a gate, or a part of it that the cell needs apart, and on return from the last stage a value
 // that the backward pass needs.
 //
-// A cell is a template over the activation, Act (activation.h), with
+// A cell is a template over its functions, Act (activation.h), with
 //
 //   static constexpr CellTraits traits();
 //   template <int Stage, class V> static void forward(ForwardUnit<V>& u);
 //   template <int Stage, class V> static void backward(BackwardUnit<V>& u);
-//   template <int Stage, class V> static V handed_on(const V* saved, V h);   // again, in the backward pass
+//   template <int Stage, class V> static V handed_on(const BackwardUnit<V>& u);   // again, in the backward pass
 //
 // where V is the engine's value type: lanes of units on the CPU, a scalar on the device. handed_on is asked of every
 // stage but the last, and of the last too where the cell may be projected. The engines bring sigmoid, tanh, fma, select
@@ -49,6 +49,8 @@ struct CellTraits {
     bool reads_h = false;  // its arithmetic takes h too, and h has a gradient beside that of the products
     int operands = 0;      // values a unit beside the gates, see Operand in kernels.h
     int learned = 0;       // the first of them are parameters, and have gradients
+    int zone_h = -1;       // the operand that zones out h (zoneout.h), and
+    int zone_c = -1;       // the one that zones out c; each -1 where there is none
     // The arithmetic takes all units of a row at once, and with each row's gradients keeps `row_values` values a unit,
     // of which the gradients of the biases and the operands are made.
     bool whole_rows = false;
@@ -81,6 +83,10 @@ struct ForwardUnit {
     V h, c;             // before the step; c after it on return from the last stage
     V out;              // on return: what the stage hands on
     const V* operands;  // [operands]
+    Functions functions = {};
+    unsigned given = 0;  // bit i: operand i is there
+
+    FASTRNN_INLINE bool has(int operand) const { return given >> operand & 1; }
 };
 
 // The gradients of all slots stand in d_slots from stage to stage, that of the last stage first. A stage leaves those
@@ -95,6 +101,10 @@ struct BackwardUnit {
     V d_h;              // on its way around the products
     V* d_slots;         // [slots]
     V* d_operands;      // [learned]
+    Functions functions = {};
+    unsigned given = 0;  // as in ForwardUnit
+
+    FASTRNN_INLINE bool has(int operand) const { return given >> operand & 1; }
 };
 
 // The engines' assumptions about a cell, and what kernels.h tells others of it.
@@ -103,12 +113,14 @@ constexpr bool check_cell(Cell cell) {
     constexpr CellTraits t = C::traits();
     const CellInfo& info = cell_info(cell);
     bool fits = t.gates == info.gates && t.saved == info.saved && t.operands == info.operands;
+    fits = fits && t.learned == info.learned && info.gate_operands <= t.learned;
+    fits = fits && t.zone_h < t.operands && t.zone_c < t.operands;
     fits = fits && (t.c_saved >= 0) == (info.states == 2) && t.may_project == info.may_project;
     fits = fits && (t.recurrent[0].count > 0) == info.recurrent;
     fits = fits && t.slots >= 1 && t.slots <= kMaxSlots && t.c_saved < t.saved;
     fits = fits && (t.saved == 0 || t.saved >= t.slots);
-    fits = fits && t.learned <= t.operands && t.operands <= kMaxOperands && info.gate_operands <= t.operands;
-    fits = fits && (!t.whole_rows || (t.stages == 1 && t.saved > 0 && t.learned == t.operands));
+    fits = fits && t.learned <= t.operands && t.operands <= kMaxOperands;
+    fits = fits && (!t.whole_rows || (t.stages == 1 && t.saved > 0));
     fits = fits && t.input.begin >= 0 && t.input.count >= 1 && t.input.end() <= t.slots;
     fits = fits && t.input.count <= kMaxProductSlots && t.stages >= 1 && t.stages <= kMaxCellStages;
     for (int s = 0; s < t.stages; ++s) {

@@ -1,4 +1,5 @@
-// GRU in its two forms; both h' = (1 - z) n + z h with r, z = sigmoid(W x + U h + b).
+// GRU in its two forms; both h' = (1 - z) n + z h with r, z = gate(W x + U h + b), gate = sigmoid and
+// act = tanh by default.
 //   reset after  (torch.nn.GRU, cuDNN):      n = act(W x + b_w + r (U h + b_u))
 //   reset before (Cho et al. 2014, Keras reset_after=False, ONNX linear_before_reset=0):
 //                                            n = act(W x + b_w + U (r h) + b_u)
@@ -33,21 +34,26 @@ struct GruCell {
 
     template <int Stage, class V>
     static FASTRNN_INLINE void forward(ForwardUnit<V>& u) {
+        const Act act(u.functions);
         V* const slots = u.slots;
-        slots[1] = sigmoid(slots[1]);
-        slots[2] = sigmoid(slots[2]);
-        slots[0] = Act::apply(fma(slots[1], slots[3], slots[0]));
-        u.out = gru_blend(slots[0], slots[2], u.h);
+        const auto r = act.gate(slots[1]), z = act.gate(slots[2]);
+        const auto n = act.candidate(fma(r.value, slots[3], slots[0]));
+        slots[0] = n.kept;
+        slots[1] = r.kept;
+        slots[2] = z.kept;
+        u.out = gru_blend(n.value, z.value, u.h);
     }
 
     template <int Stage, class V>
     static FASTRNN_INLINE void backward(BackwardUnit<V>& u) {
-        const V n = u.saved[0], r = u.saved[1], z = u.saved[2];
-        u.d_slots[0] = u.d_out * (V(1) - z) * Act::derivative(n);
-        u.d_slots[1] = u.d_slots[0] * u.saved[3] * r * (V(1) - r);
-        u.d_slots[2] = u.d_out * (u.h - n) * z * (V(1) - z);
-        u.d_slots[3] = u.d_slots[0] * r;
-        u.d_h = u.d_out * z;
+        const Act act(u.functions);
+        const auto n = act.again_candidate(u.saved[0]);
+        const auto r = act.again_gate(u.saved[1]), z = act.again_gate(u.saved[2]);
+        u.d_slots[0] = u.d_out * (V(1) - z.value) * n.slope;
+        u.d_slots[1] = u.d_slots[0] * u.saved[3] * r.slope;
+        u.d_slots[2] = u.d_out * (u.h - n.value) * z.slope;
+        u.d_slots[3] = u.d_slots[0] * r.value;
+        u.d_h = u.d_out * z.value;
     }
 };
 
@@ -70,32 +76,38 @@ struct GruResetBeforeCell {
 
     template <int Stage, class V>
     static FASTRNN_INLINE void forward(ForwardUnit<V>& u) {
+        const Act act(u.functions);
         V* const slots = u.slots;
         if constexpr (Stage == 0) {
-            slots[1] = sigmoid(slots[1]);
-            slots[2] = sigmoid(slots[2]);
-            u.out = slots[1] * u.h;
+            const auto r = act.gate(slots[1]), z = act.gate(slots[2]);
+            slots[1] = r.kept;
+            slots[2] = z.kept;
+            u.out = r.value * u.h;
         } else {
-            slots[0] = Act::apply(slots[0]);
-            u.out = gru_blend(slots[0], slots[2], u.h);
+            const auto n = act.candidate(slots[0]);
+            slots[0] = n.kept;
+            u.out = gru_blend(n.value, act.again_gate(slots[2]).value, u.h);
         }
     }
 
     template <int Stage, class V>
-    static FASTRNN_INLINE V handed_on(const V* saved, V h) {
-        return saved[1] * h;
+    static FASTRNN_INLINE V handed_on(const BackwardUnit<V>& u) {
+        return Act(u.functions).again_gate(u.saved[1]).value * u.h;
     }
 
     template <int Stage, class V>
     static FASTRNN_INLINE void backward(BackwardUnit<V>& u) {
-        const V n = u.saved[0], r = u.saved[1], z = u.saved[2];
+        const Act act(u.functions);
         if constexpr (Stage == 0) {
-            u.d_slots[1] = u.d_out * u.h * r * (V(1) - r);
-            u.d_h = fma(u.d_out, r, u.d_h);
+            const auto r = act.again_gate(u.saved[1]);
+            u.d_slots[1] = u.d_out * u.h * r.slope;
+            u.d_h = fma(u.d_out, r.value, u.d_h);
         } else {
-            u.d_slots[0] = u.d_out * (V(1) - z) * Act::derivative(n);
-            u.d_slots[2] = u.d_out * (u.h - n) * z * (V(1) - z);
-            u.d_h = u.d_out * z;
+            const auto n = act.again_candidate(u.saved[0]);
+            const auto z = act.again_gate(u.saved[2]);
+            u.d_slots[0] = u.d_out * (V(1) - z.value) * n.slope;
+            u.d_slots[2] = u.d_out * (u.h - n.value) * z.slope;
+            u.d_h = u.d_out * z.value;
         }
     }
 };

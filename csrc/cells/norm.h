@@ -9,9 +9,7 @@
 // Slots are the two raw products, that of x first; they are all that the backward pass needs, besides c'.
 #pragma once
 
-#include "gru.h"
 #include "lstm.h"
-#include "rnn.h"
 
 namespace fastrnn {
 namespace {
@@ -40,17 +38,10 @@ struct Normalised {
         t.reads_h = kPlain.reads_h;
         t.operands = t.learned = kHasC ? 4 : 2;  // gain_ih, gain_hh [G*H]; gain_c, bias_c [H]
         t.whole_rows = true;
-        t.row_values = kPlain.slots + (kHasC ? 2 : 1);
+        t.row_values = kPlain.slots + (kHasC ? 3 : 1);
         return t;
     }
 };
-
-template <class Act>
-using LstmLayerNormCell = Normalised<LstmCell<Act>>;
-template <class Act>
-using GruLayerNormCell = Normalised<GruCell<Act>>;
-template <class Act>
-using RnnLayerNormCell = Normalised<RnnCell<Act>>;
 
 }  // namespace
 }  // namespace fastrnn

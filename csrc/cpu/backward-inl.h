@@ -221,21 +221,16 @@ class BackwardPass : BackwardLayout<T> {
         tile.hidden = current.units;
         tile.padded = hidden_padded_;
         tile.saved = block.saved;
-        tile.h = block.h;
+        tile.h = k_.reads_h ? block.h : nullptr;
         tile.c = block.c;
         tile.y = block.y;
         tile.d_out = block.d_out;
         tile.d_y = last ? block.d_y : nullptr;
-        tile.d_h = block.d_h;
+        tile.d_h = k_.reads_h ? block.d_h : nullptr;
         tile.d_c = block.d_c;
         tile.d_values = block.d_values;
         tile.handed_on = handed_on ? block.handed_on : nullptr;
-        for (int i = 0; i < k_.operands; ++i) {
-            find_operand_rows(p_.weights[d].operands[i], now.steps, now.t, first, count, block.extra[i]);
-            tile.operands[i] = block.extra[i];
-        }
-        tile.b_ih = as(p_.weights[d].b_ih);
-        tile.b_hh = as(p_.weights[d].b_hh);
+        fill_operands(p_.weights[d], p_.functions, k_.operands, now.steps, now.t, first, count, block.extra, tile);
     }
 
     void run_stage(const Moment& now, int stage, Range rows, Place& place, T* scratch) {
@@ -342,8 +337,10 @@ class BackwardPass : BackwardLayout<T> {
         Buffers& b = buffers_[d];
         const Range units = split(s_.hidden, kLanes, team.rank(), team.size());
         if (cell_.sums) {
-            SumTile<T> tile{chunk.rows, units,          s_.hidden,      hidden_padded_, saved_row(d, chunk.first_row),
-                            b.d_values, chunk.is_first, as(out.d_b_ih), as(out.d_b_hh), {}};
+            const bool zones_c = k_.zone_c >= 0 && p_.weights[d].operands[k_.zone_c].data;
+            SumTile<T> tile{chunk.rows, units,          s_.hidden, hidden_padded_, saved_row(d, chunk.first_row),
+                            b.d_values, chunk.is_first, zones_c,   as(out.d_b_ih), as(out.d_b_hh),
+                            {}};
             for (int i = 0; i < k_.learned; ++i) tile.d_operands[i] = as(out.d_operands[i]);
             cell_.sums(tile);
         }

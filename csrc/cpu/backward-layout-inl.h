@@ -84,8 +84,8 @@ struct BackwardLayout {
     BackwardLayout(const BackwardParams& params, void* workspace)
         : p_(params),
           s_(params.shape),
-          cell_(cell_functions<T>(params.cell, params.activation)),
-          k_(cell_.traits),
+          cell_(cell_functions<T>(params.cell, params.functions)),
+          k_(traits_in_call(cell_.traits, params.weights[0])),
           stages_(k_.stages + (s_.projection ? 1 : 0)),
           heads_(Heads::of(s_)),
           recurrent_(s_.projection ? s_.projection : s_.hidden),
@@ -170,7 +170,7 @@ struct BackwardLayout {
     const BackwardParams& p_;
     const Shape& s_;
     const CellFunctions<T>& cell_;
-    const CellTraits& k_;
+    const CellTraits k_;
     const int stages_;
     const Heads heads_;
     const int64_t recurrent_, hidden_padded_, recurrent_padded_;

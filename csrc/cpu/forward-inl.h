@@ -281,18 +281,13 @@ class ForwardPass : ForwardLayout<T> {
         tile.hidden = current.units;
         tile.padded = hidden_padded_;
         tile.slots = block.slots;
-        tile.h = block.h;
+        tile.h = k_.reads_h ? block.h : nullptr;
         tile.c = block.c;
         tile.c_next = block.c_next;
         tile.out = block.out;
         tile.y = last ? block.y : nullptr;
         tile.keeps = keeps_slots_;
-        for (int i = 0; i < k_.operands; ++i) {
-            find_operand_rows(p_.weights[now.d].operands[i], now.steps, now.t, first, count, block.extra[i]);
-            tile.operands[i] = block.extra[i];
-        }
-        tile.b_ih = static_cast<const T*>(p_.weights[now.d].b_ih);
-        tile.b_hh = static_cast<const T*>(p_.weights[now.d].b_hh);
+        fill_operands(p_.weights[now.d], p_.functions, k_.operands, now.steps, now.t, first, count, block.extra, tile);
     }
 
     void run_stage(const Moment& now, int stage, Range rows, const Place& place, const Scratch& scratch) {

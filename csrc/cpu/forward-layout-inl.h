@@ -44,8 +44,8 @@ struct ForwardLayout {
     ForwardLayout(const ForwardParams& params, void* workspace)
         : p_(params),
           s_(params.shape),
-          cell_(cell_functions<T>(params.cell, params.activation)),
-          k_(cell_.traits),
+          cell_(cell_functions<T>(params.cell, params.functions)),
+          k_(traits_in_call(cell_.traits, params.weights[0])),
           storage_(storage_of<T>(params.format)),
           stages_(k_.stages + (s_.projection ? 1 : 0)),
           heads_(Heads::of(s_)),
@@ -190,7 +190,7 @@ struct ForwardLayout {
     const ForwardParams& p_;
     const Shape& s_;
     const CellFunctions<T>& cell_;
-    const CellTraits& k_;
+    const CellTraits k_;
     const Storage<T> storage_;
     const int stages_;
     const Heads heads_;

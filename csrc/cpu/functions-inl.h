@@ -30,14 +30,24 @@ constexpr CellFunctions<T> functions_of() {
 }
 
 template <class T>
-const CellFunctions<T>& cell_functions(Cell cell, Activation activation) {
-    static constexpr CellFunctions<T> kFunctions[kCellCount][kActivationCount] = {
-#define FASTRNN_CELL(name, Template, ...)                                                          \
-    {functions_of<T, Template<TanhActivation>>(), functions_of<T, Template<SoftsignActivation>>(), \
-     functions_of<T, Template<ReluActivation>>(), functions_of<T, Template<HardtanhActivation>>()},
+const CellFunctions<T>& cell_functions(Cell cell, Functions functions) {
+    static constexpr CellFunctions<T> kUsual[kCellCount] = {
+#define FASTRNN_CELL(name, Template, ...) functions_of<T, Template<FixedFunctions<TanhActivation>>>(),
 #include "fastrnn/cells.def"
     };
-    return kFunctions[static_cast<int>(cell)][static_cast<int>(activation)];
+    static constexpr CellFunctions<T> kOthers[kCellCount] = {
+#define FASTRNN_CELL(name, Template, ...) functions_of<T, Template<ChosenFunctions>>(),
+#include "fastrnn/cells.def"
+    };
+    const bool usual = functions.candidate == Activation::tanh && functions.gate == Activation::sigmoid;
+    return (usual ? kUsual : kOthers)[static_cast<int>(cell)];
+}
+
+// what the cell is in a call, whose operands say what it does without
+inline CellTraits traits_in_call(CellTraits traits, const Weights& weights) {
+    if (traits.zone_h >= 0 && weights.operands[traits.zone_h].data) traits.reads_h = true;
+    if (traits.learned && !weights.operands[0].data) traits.learned = 0;
+    return traits;
 }
 
 }  // namespace

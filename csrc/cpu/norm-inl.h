@@ -123,10 +123,10 @@ struct NormalisedProduct {
 };
 
 // What the row values of a cell are (cells/norm.h): the gradients of the plain cell's slots, that of LN(c') gain_c +
-// bias_c where there is one, and last the moments of the row.
+// bias_c where there is one, then c' before it was zoned out, where it is, and last the moments of the row.
 template <class C>
 struct RowValues {
-    static constexpr int kD = C::traits().slots, kDCell = kD + C::kPlain.slots;
+    static constexpr int kD = C::traits().slots, kDCell = kD + C::kPlain.slots, kMade = kDCell + 1;
     static constexpr int kMoments = kD + C::traits().row_values - 1;
     static constexpr int kMomentsOfX = 0, kMomentsOfH = 2, kMomentsOfC = 4;  // in their place
 };
@@ -169,6 +169,12 @@ NormalisedProduct<1, T> normalised_c(const Tile& tile, int64_t r, const T* c) {
     return {c, tile.operands[2][r], tile.operands[3][r], kOnly, tile.padded, tile.hidden};
 }
 
+template <class V>
+FASTRNN_INLINE BackwardUnit<V> plain_unit(const V* saved, V* d_slots, Functions functions) {
+    const V zero{0};
+    return {saved, zero, zero, zero, zero, nullptr, zero, zero, d_slots, nullptr, functions};
+}
+
 template <class T, class C>
 FASTRNN_NOINLINE void forward_rows(const ForwardTile<T>& tile) {
     using V = Vec<T>;
@@ -179,32 +185,38 @@ FASTRNN_NOINLINE void forward_rows(const ForwardTile<T>& tile) {
     for (int64_t r = 0; r < tile.rows; ++r) {
         const NormalisedRow<T, C> row(tile, r, tile.slots[r]);
         T *const out = tile.out[r], *const y = tile.y ? tile.y[r] : nullptr;
+        const T *const zone_h = zone_row<T, k.zone_h>(tile, r), *const zone_c = zone_row<T, k.zone_c>(tile, r);
         const auto hand_on = [&](V value, int64_t u) {
+            if (zone_h) value = zone_out(value, load_units(tile.h[r], u, hidden), load_units(zone_h, u, hidden));
             value.store(out + u);
             if (y) store_units(value, y, u, hidden);
         };
+        // c' as it was made: where it is zoned out, not yet in the place of that which is carried on
+        T* const made = !zone_c ? tile.c_next[r] : tile.keeps ? tile.slots[r] + k.c_saved * padded : tile.slots[r];
         for (int64_t u = 0; u < hidden; u += V::kLanes) {
             V values[kPlain.stored()];
             row.fill(values, u);
-            ForwardUnit<V> unit{values, zero, zero, zero, nullptr};
+            ForwardUnit<V> unit{values, zero, zero, zero, nullptr, tile.functions};
             if constexpr (k.reads_h) unit.h = load_units(tile.h[r], u, hidden);
             if constexpr (C::kHasC) unit.c = load_units(tile.c[r], u, hidden);
+            const V before = unit.c;
             Plain::template forward<0>(unit);
             if constexpr (C::kHasC) {
-                unit.c.store(tile.c_next[r] + u);
-                if (tile.keeps) unit.c.store(tile.slots[r] + k.c_saved * padded + u);
+                unit.c.store(made + u);
+                if (zone_c) zone_out(unit.c, before, load_units(zone_c, u, hidden)).store(tile.c_next[r] + u);
                 values[Plain::kOutputGate].store(out + u);
             } else {
                 hand_on(unit.out, u);
             }
         }
         if constexpr (C::kHasC) {
-            const auto c = normalised_c<T>(tile, r, tile.c_next[r]);
+            const auto c = normalised_c<T>(tile, r, made);
             for (int64_t u = 0; u < hidden; u += V::kLanes) {
                 V values[kPlain.saved];
                 values[Plain::kOutputGate] = V::load(out + u);
                 values[kPlain.c_saved] = c.scaled(0, u);
-                hand_on(Plain::template handed_on<0>(values, zero), u);
+                hand_on(Plain::template handed_on<0>(plain_unit<V>(values, nullptr, tile.functions)), u);
+                if (tile.keeps) V::load(tile.c_next[r] + u).store(tile.slots[r] + k.c_saved * padded + u);
             }
         }
     }
@@ -228,28 +240,46 @@ FASTRNN_NOINLINE void backward_rows(const BackwardTile<T>& tile) {
         };
         keep(At::kMomentsOfX, row.x.moments);
         keep(At::kMomentsOfH, row.h.moments);
-        const auto d_out = [&](int64_t u) {
-            const V from_later = load_units(tile.d_out[r], u, hidden);
-            return tile.d_y ? from_later + load_units(tile.d_y[r], u, hidden) : from_later;
+        const T *const zone_h = zone_row<T, k.zone_h>(tile, r), *const zone_c = zone_row<T, k.zone_c>(tile, r);
+        const auto unit_of = [&](const V* saved, V* d_slots) { return plain_unit<V>(saved, d_slots, tile.functions); };
+        // that of what was made, and on its own way back to h what zoneout has kept of it
+        const auto split_d_out = [&](int64_t u) {
+            V d = load_units(tile.d_out[r], u, hidden);
+            if (tile.d_y) d = d + load_units(tile.d_y[r], u, hidden);
+            return zone_h ? ZonedGradient<V>(d, load_units(zone_h, u, hidden)) : ZonedGradient<V>(d);
         };
         const auto store = [&](const V* values, int64_t u) {
             for (int i = 0; i < kPlain.slots; ++i) values[i].store(d + i * padded + u);
         };
         if constexpr (C::kHasC) {
-            const auto c = normalised_c<T>(tile, r, tile.saved[r] + k.c_saved * padded);
+            T* const made = d_values + At::kMade * padded;
+            for (int64_t u = 0; zone_c && u < hidden; u += V::kLanes) {
+                V values[kPlain.stored()];
+                row.fill(values, u);
+                ForwardUnit<V> again{values, zero, load_units(tile.c[r], u, hidden), zero, nullptr, tile.functions};
+                Plain::template forward<0>(again);
+                again.c.store(made + u);
+            }
+            const auto c = normalised_c<T>(tile, r, zone_c ? made : tile.saved[r] + k.c_saved * padded);
             T* const d_cell = d_values + At::kDCell * padded;
             keep(At::kMomentsOfC, c.moments);
             for (int64_t u = 0; u < hidden; u += V::kLanes) {
                 V values[kPlain.stored()];
                 row.fill(values, u);
-                ForwardUnit<V> again{values, zero, zero, zero, nullptr};
+                ForwardUnit<V> again{values, zero, zero, zero, nullptr, tile.functions};
                 Plain::template forward<0>(again);
                 values[kPlain.c_saved] = c.scaled(0, u);
-                if (tile.handed_on) Plain::template handed_on<0>(values, zero).store(tile.handed_on[r] + u);
+                if (tile.handed_on) {
+                    Plain::template handed_on<0>(plain_unit<V>(values, nullptr, tile.functions))
+                        .store(tile.handed_on[r] + u);
+                }
                 V gates[kPlain.slots];
                 for (int i = 0; i < kPlain.slots; ++i) gates[i] = values[i];
-                BackwardUnit<V> unit{values, zero, zero, zero, d_out(u), nullptr, zero, zero, gates, nullptr};
+                const ZonedGradient<V> d_h = split_d_out(u);
+                BackwardUnit<V> unit = unit_of(values, gates);
+                unit.d_out = d_h.made;
                 Plain::backward_output(unit);
+                if (zone_h) d_h.before.store(tile.d_h[r] + u);
                 store(gates, u);  // the gates but that of the output, which has its gradient
                 unit.d_c.store(d_cell + u);
             }
@@ -258,24 +288,31 @@ FASTRNN_NOINLINE void backward_rows(const BackwardTile<T>& tile) {
             for (int64_t u = 0; u < hidden; u += V::kLanes) {
                 V gates[kPlain.stored()], d_slots[kPlain.slots];
                 for (int i = 0; i < kPlain.slots; ++i) gates[i] = d_slots[i] = V::load(d + i * padded + u);
-                BackwardUnit<V> unit{gates, zero, zero, zero, zero, nullptr, zero, zero, d_slots, nullptr};
+                BackwardUnit<V> unit = unit_of(gates, d_slots);
                 unit.c = load_units(tile.c[r], u, hidden);
-                unit.d_c = load_units(tile.d_c[r], u, hidden) + V::load(d_values + u);
+                const V d_c = load_units(tile.d_c[r], u, hidden);
+                auto split = ZonedGradient<V>(d_c);
+                if (zone_c) split = ZonedGradient<V>(d_c, load_units(zone_c, u, hidden));
+                unit.d_c = split.made + V::load(d_values + u);
                 Plain::backward_state(unit);
                 store(d_slots, u);
-                unit.d_c.store(tile.d_c[r] + u);
+                (zone_c ? unit.d_c + split.before : unit.d_c).store(tile.d_c[r] + u);
             }
         } else {
             for (int64_t u = 0; u < hidden; u += V::kLanes) {
                 V values[kPlain.stored()], d_slots[kPlain.slots];
                 row.fill(values, u);
                 const V h = k.reads_h ? load_units(tile.h[r], u, hidden) : zero;
-                ForwardUnit<V> again{values, h, zero, zero, nullptr};
+                ForwardUnit<V> again{values, h, zero, zero, nullptr, tile.functions};
                 Plain::template forward<0>(again);
-                BackwardUnit<V> unit{values, h, zero, again.out, d_out(u), nullptr, zero, zero, d_slots, nullptr};
+                const ZonedGradient<V> d_h = split_d_out(u);
+                BackwardUnit<V> unit = unit_of(values, d_slots);
+                unit.h = h;
+                unit.d_out = d_h.made;
                 Plain::template backward<0>(unit);
                 store(d_slots, u);
-                if constexpr (k.reads_h) unit.d_h.store(tile.d_h[r] + u);
+                if (zone_h) unit.d_h = unit.d_h + d_h.before;
+                if (k.reads_h || zone_h) unit.d_h.store(tile.d_h[r] + u);
             }
         }
         const auto d_of = [&](const SlotRange& slots) {
@@ -329,7 +366,8 @@ FASTRNN_NOINLINE void sum_row_gradients(const SumTile<T>& tile) {
         };
         const auto normalised = [&](int64_t r, int value, int moments) {
             const T* const found = tile.d_values + (r * k.gradients() + At::kMoments) * padded + moments;
-            return (saved(r, value) - V{found[0]}) * V{found[1]};
+            const V of = tile.zones_c && value == k.c_saved ? d_value(r, At::kMade) : saved(r, value);
+            return (of - V{found[0]}) * V{found[1]};
         };
         for (int i = 0; i < kPlain.slots; ++i) {
             const int64_t at = kPlain.gate_of_slot[i] * hidden + u;

@@ -15,34 +15,36 @@ namespace {
 
 template <class T>
 struct ForwardTile {
-    int64_t rows, begin, end;  // units begin .. end of each row
-    int64_t hidden, padded;    // units that there are, and from slot to slot
-    T* const* slots;           // [slots][padded] of a row
-    const T* const* h;         // before the step
-    const T* const* c;         // before the step, of a cell that has c
-    T* const* c_next;          // may be c
-    T* const* out;             // what the stage hands on
-    T* const* y;               // where it goes too, or null
-    bool keeps;                // the values that the backward pass needs, in the place of the slots
-    const T* const* operands[kMaxOperands];
-    const T *b_ih, *b_hh;  // [G*H], or null; of a cell of whole rows, whose slots lack them
+    int64_t rows, begin, end;                // units begin .. end of each row
+    int64_t hidden, padded;                  // units that there are, and from slot to slot
+    T* const* slots;                         // [slots][padded] of a row
+    const T* const* h;                       // before the step; null where the cell does not read it
+    const T* const* c;                       // before the step, of a cell that has c
+    T* const* c_next;                        // may be c
+    T* const* out;                           // what the stage hands on
+    T* const* y;                             // where it goes too, or null
+    bool keeps;                              // the values that the backward pass needs, in the place of the slots
+    const T* const* operands[kMaxOperands];  // each null where there is none
+    const T *b_ih, *b_hh;                    // [G*H], or null; of a cell of whole rows, whose slots lack them
+    Functions functions;
 };
 
 template <class T>
 struct BackwardTile {
     int64_t rows, begin, end, hidden, padded;
     const T* const* saved;  // [saved][padded] of a row
-    const T* const* h;      // before the step
+    const T* const* h;      // before the step; null where the cell does not read it
     const T* const* c;      // before the step
     const T* const* y;      // h'
     const T* const* d_out;  // of what the stage handed on; of h' what came back through time
     const T* const* d_y;    // to be added to it, or null
-    T* const* d_h;          // on its way around the products: made by the last stage, added to by others
+    T* const* d_h;          // on its way around the products: made by the last stage, added to by others; null with h
     T* const* d_c;          // of c' on entry, of c on return
     T* const* d_values;     // [gradients()][padded] of a row
     T* const* handed_on;    // what the stage handed on, again, or null
-    const T* const* operands[kMaxOperands];
-    const T *b_ih, *b_hh;  // as in ForwardTile
+    const T* const* operands[kMaxOperands];  // each null where there is none
+    const T *b_ih, *b_hh;                    // as in ForwardTile
+    Functions functions;
 };
 
 // The rows of a chunk of a cell of whole rows, for the gradients of the biases and the operands.
@@ -54,6 +56,7 @@ struct SumTile {
     const T* saved;     // [rows][saved][padded]
     const T* d_values;  // [rows][gradients()][padded]
     bool anew;          // else added to what is there
+    bool zones_c;       // there is an operand that zones out c
     // each null where it is not wanted
     T *d_b_ih, *d_b_hh;  // [G*H]
     T* d_operands[kMaxOperands];
@@ -76,12 +79,38 @@ FASTRNN_INLINE void store_units(Vec<T> v, T* row, int64_t u, int64_t hidden) {
     u + Vec<T>::kLanes <= hidden ? v.store(row + u) : store_partial(v, row + u, hidden - u);
 }
 
-// the rows first .. first + count of an operand at time t
-template <class T>
-void find_operand_rows(const Operand& operand, const Steps& steps, int64_t t, int64_t first, int64_t count,
-                       const T** rows) {
-    const T* const from = static_cast<const T*>(operand.data) + t * operand.stride_time;
-    for (int64_t r = 0; r < count; ++r) rows[r] = from + steps.row_of(first + r) * operand.stride_batch;
+// what the cell is given beside its slots: its functions, its biases, and the rows first .. first + count of its
+// operands at time t, whose addresses `rows` takes
+template <class T, size_t kRows, class Tile>
+void fill_operands(const Weights& weights, Functions functions, int operands, const Steps& steps, int64_t t,
+                   int64_t first, int64_t count, const T* (*rows)[kRows], Tile& tile) {
+    for (int i = 0; i < operands; ++i) {
+        const Operand& operand = weights.operands[i];
+        tile.operands[i] = operand.data ? rows[i] : nullptr;
+        if (!operand.data) continue;
+        const T* const from = static_cast<const T*>(operand.data) + t * operand.stride_time;
+        for (int64_t r = 0; r < count; ++r) rows[i][r] = from + steps.row_of(first + r) * operand.stride_batch;
+    }
+    tile.functions = functions;
+    tile.b_ih = static_cast<const T*>(weights.b_ih);
+    tile.b_hh = static_cast<const T*>(weights.b_hh);
+}
+
+// bit i: operand i is there
+template <int kOperands, class Tile>
+FASTRNN_INLINE unsigned given_operands(const Tile& tile) {
+    unsigned given = 0;
+    for (int i = 0; i < kOperands; ++i) given |= tile.operands[i] ? 1u << i : 0u;
+    return given;
+}
+
+// what zones out a state of row r, or null
+template <class T, int kOperand, class Tile>
+FASTRNN_INLINE const T* zone_row([[maybe_unused]] const Tile& tile, [[maybe_unused]] int64_t r) {
+    if constexpr (kOperand >= 0) {
+        if (tile.operands[kOperand]) return tile.operands[kOperand][r];
+    }
+    return nullptr;
 }
 
 template <class C, int Stage>
@@ -93,23 +122,33 @@ FASTRNN_NOINLINE void forward_tile(const ForwardTile<T>& tile) {
     constexpr CellTraits k = C::traits();
     constexpr bool kLast = kIsLast<C, Stage>;
     constexpr SlotRange kKept = kLast ? SlotRange{0, k.saved} : k.recurrent[Stage];
+    constexpr int kZoneH = kLast ? k.zone_h : -1, kZoneC = kLast ? k.zone_c : -1;
     const int64_t begin = tile.begin, end = tile.end, padded = tile.padded, hidden = tile.hidden;
     const bool keeps = !kLast || (k.saved > 0 && tile.keeps);
+    const unsigned given = given_operands<k.operands>(tile);
     for (int64_t r = 0; r < tile.rows; ++r) {
         T* const slots = tile.slots[r];
         T* const out = tile.out[r];
         T* const y = kLast && tile.y ? tile.y[r] : nullptr;
-        const T* const h = k.reads_h ? tile.h[r] : nullptr;
+        const T* const h = k.reads_h || (kZoneH >= 0 && tile.h) ? tile.h[r] : nullptr;
+        const T *const zone_h = zone_row<T, kZoneH>(tile, r), *const zone_c = zone_row<T, kZoneC>(tile, r);
         const T* const c = k.c_saved >= 0 ? tile.c[r] : nullptr;
         T* const c_next = k.c_saved >= 0 ? tile.c_next[r] : nullptr;
         for (int64_t u = begin; u < end; u += V::kLanes) {
             V values[k.stored()], operands[kMaxOperands];
             for (int i = 0; i < k.slots; ++i) values[i] = V::load(slots + i * padded + u);
-            for (int i = 0; i < k.operands; ++i) operands[i] = load_units(tile.operands[i][r], u, hidden);
-            ForwardUnit<V> unit{values, V{T(0)}, V{T(0)}, V{T(0)}, operands};
+            for (int i = 0; i < k.operands; ++i) {
+                operands[i] = given >> i & 1 ? load_units(tile.operands[i][r], u, hidden) : V{T(0)};
+            }
+            ForwardUnit<V> unit{values, V{T(0)}, V{T(0)}, V{T(0)}, operands, tile.functions, given};
             if constexpr (k.reads_h) unit.h = load_units(h, u, hidden);
             if constexpr (k.c_saved >= 0) unit.c = load_units(c, u, hidden);
+            const V c_before = unit.c;
             C::template forward<Stage>(unit);
+            if (zone_h) unit.out = zone_out(unit.out, load_units(h, u, hidden), load_units(zone_h, u, hidden));
+            if constexpr (kZoneC >= 0) {
+                if (zone_c) values[k.c_saved] = unit.c = zone_out(unit.c, c_before, load_units(zone_c, u, hidden));
+            }
             if constexpr (kLast && k.c_saved >= 0) unit.c.store(c_next + u);
             for (int i = kKept.begin; keeps && i < kKept.end(); ++i) values[i].store(slots + i * padded + u);
             unit.out.store(out + u);
@@ -123,17 +162,24 @@ FASTRNN_NOINLINE void backward_tile(const BackwardTile<T>& tile) {
     using V = Vec<T>;
     constexpr CellTraits k = C::traits();
     constexpr bool kLast = kIsLast<C, Stage>;
+    constexpr int kZoneH = kLast ? k.zone_h : -1, kZoneC = kLast ? k.zone_c : -1;
     const int64_t padded = tile.padded, hidden = tile.hidden;
+    const unsigned given = given_operands<k.operands>(tile);
+    const int gradients = k.slots + (k.learned && given & 1 ? k.learned : 0);
     for (int64_t r = 0; r < tile.rows; ++r) {
         T* const d_values = tile.d_values[r];
+        const T *const zone_h = zone_row<T, kZoneH>(tile, r), *const zone_c = zone_row<T, kZoneC>(tile, r);
         for (int64_t u = tile.begin; u < tile.end; u += V::kLanes) {
             V saved[k.saved > 0 ? k.saved : 1], values[k.gradients()], operands[kMaxOperands];
             const V zero{T(0)};
             for (int i = 0; i < k.saved; ++i) saved[i] = V::load(tile.saved[r] + i * padded + u);
-            for (int i = 0; i < k.operands; ++i) operands[i] = load_units(tile.operands[i][r], u, hidden);
-            for (int i = 0; i < k.gradients(); ++i) values[i] = kLast ? zero : V::load(d_values + i * padded + u);
-            BackwardUnit<V> unit{saved,    zero, zero, zero,   V::load(tile.d_out[r] + u),
-                                 operands, zero, zero, values, values + k.slots};
+            for (int i = 0; i < k.operands; ++i) {
+                operands[i] = given >> i & 1 ? load_units(tile.operands[i][r], u, hidden) : V{T(0)};
+            }
+            for (int i = 0; i < gradients; ++i) values[i] = kLast ? zero : V::load(d_values + i * padded + u);
+            BackwardUnit<V> unit{saved,          zero, zero, zero,   V::load(tile.d_out[r] + u),
+                                 operands,       zero, zero, values, values + k.slots,
+                                 tile.functions, given};
             if (kLast && tile.d_y) unit.d_out = unit.d_out + load_units(tile.d_y[r], u, hidden);
             if constexpr (k.reads_h) unit.h = load_units(tile.h[r], u, hidden);
             if constexpr (k.saved == 0) unit.h_next = load_units(tile.y[r], u, hidden);
@@ -142,15 +188,28 @@ FASTRNN_NOINLINE void backward_tile(const BackwardTile<T>& tile) {
                 unit.d_c = V::load(tile.d_c[r] + u);
             }
             if constexpr (k.reads_h && !kLast) unit.d_h = V::load(tile.d_h[r] + u);
+            V d_h_kept = zero, d_c_kept = zero;
+            if (zone_h) {
+                const ZonedGradient<V> d(unit.d_out, load_units(zone_h, u, hidden));
+                unit.d_out = d.made;
+                d_h_kept = d.before;
+            }
+            if (zone_c) {
+                const ZonedGradient<V> d(unit.d_c, load_units(zone_c, u, hidden));
+                unit.d_c = d.made;
+                d_c_kept = d.before;
+            }
             C::template backward<Stage>(unit);
-            for (int i = 0; i < k.gradients(); ++i) {
+            if (zone_h) unit.d_h = unit.d_h + d_h_kept;
+            if (zone_c) unit.d_c = unit.d_c + d_c_kept;
+            for (int i = 0; i < gradients; ++i) {
                 // other threads may still multiply what a later stage has made
                 if (!k.belongs_to_later(Stage, i)) values[i].store(d_values + i * padded + u);
             }
             if constexpr (k.c_saved >= 0) unit.d_c.store(tile.d_c[r] + u);
-            if constexpr (k.reads_h) unit.d_h.store(tile.d_h[r] + u);
+            if (k.reads_h || zone_h) unit.d_h.store(tile.d_h[r] + u);
             if constexpr (!kLast || k.may_project) {
-                if (tile.handed_on) C::template handed_on<Stage>(saved, unit.h).store(tile.handed_on[r] + u);
+                if (tile.handed_on) C::template handed_on<Stage>(unit).store(tile.handed_on[r] + u);
             }
         }
     }

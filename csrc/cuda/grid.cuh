@@ -241,19 +241,22 @@ auto visit_grid_cell(Cell cell, int units, const Visit& visit) {
     }
 }
 template <template <class, class, int> class Pass, class X, class Visit>
-auto visit_grid_activation(Cell cell, Activation activation, int units, const Visit& visit) {
-    switch (activation) {
-        case Activation::tanh: return visit_grid_cell<Pass, X, TanhActivation, Activation::tanh>(cell, units, visit);
-        case Activation::relu: return visit_grid_cell<Pass, X, ReluActivation, Activation::relu>(cell, units, visit);
+auto visit_grid_functions(Cell cell, Functions functions, int units, const Visit& visit) {
+    using Tanh = FixedFunctions<TanhActivation>;
+    using Relu = FixedFunctions<ReluActivation>;
+    if (functions.gate != Activation::sigmoid) return visit.refuse();
+    switch (functions.candidate) {
+        case Activation::tanh: return visit_grid_cell<Pass, X, Tanh, Activation::tanh>(cell, units, visit);
+        case Activation::relu: return visit_grid_cell<Pass, X, Relu, Activation::relu>(cell, units, visit);
         default: return visit.refuse();
     }
 }
 template <template <class, class, int> class Pass, class Visit>
-auto visit_grid(DType dtype, Cell cell, Activation activation, int units, const Visit& visit) {
+auto visit_grid(DType dtype, Cell cell, Functions functions, int units, const Visit& visit) {
     switch (dtype) {
-        case DType::bfloat16: return visit_grid_activation<Pass, bfloat16>(cell, activation, units, visit);
-        case DType::float16: return visit_grid_activation<Pass, float16>(cell, activation, units, visit);
-        case DType::float32: return visit_grid_activation<Pass, float>(cell, activation, units, visit);
+        case DType::bfloat16: return visit_grid_functions<Pass, bfloat16>(cell, functions, units, visit);
+        case DType::float16: return visit_grid_functions<Pass, float16>(cell, functions, units, visit);
+        case DType::float32: return visit_grid_functions<Pass, float>(cell, functions, units, visit);
         default: return visit.refuse();
     }
 }

@@ -254,11 +254,11 @@ class GridBackward {
 }  // namespace
 
 size_t grid_backward_bytes(const BackwardParams& p, const CudaPlan& plan) {
-    return visit_grid<GridBackward>(p.dtype, p.cell, p.activation, plan.units, Measure<BackwardParams>{p, plan});
+    return visit_grid<GridBackward>(p.dtype, p.cell, p.functions, plan.units, Measure<BackwardParams>{p, plan});
 }
 
 cudaError_t grid_backward(const BackwardParams& p, const CudaPlan& plan, Products& products, cudaStream_t stream) {
-    return visit_grid<GridBackward>(p.dtype, p.cell, p.activation, plan.units,
+    return visit_grid<GridBackward>(p.dtype, p.cell, p.functions, plan.units,
                                     Run<BackwardParams>{p, plan, products, stream});
 }
 

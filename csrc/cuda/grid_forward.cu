@@ -219,11 +219,11 @@ class GridForward {
 }  // namespace
 
 size_t grid_forward_bytes(const ForwardParams& p, const CudaPlan& plan) {
-    return visit_grid<GridForward>(p.dtype, p.cell, p.activation, plan.units, Measure<ForwardParams>{p, plan});
+    return visit_grid<GridForward>(p.dtype, p.cell, p.functions, plan.units, Measure<ForwardParams>{p, plan});
 }
 
 cudaError_t grid_forward(const ForwardParams& p, const CudaPlan& plan, Products& products, cudaStream_t stream) {
-    return visit_grid<GridForward>(p.dtype, p.cell, p.activation, plan.units,
+    return visit_grid<GridForward>(p.dtype, p.cell, p.functions, plan.units,
                                    Run<ForwardParams>{p, plan, products, stream});
 }
 

@@ -182,22 +182,24 @@ auto visit_cell(Cell cell, const Visit& visit) {
 }
 
 template <template <class, class> class Pass, class X, class Visit>
-auto visit_activation(Cell cell, Activation activation, const Visit& visit) {
-    switch (activation) {
-        case Activation::softsign: return visit_cell<Pass, X, SoftsignActivation>(cell, visit);
-        case Activation::relu: return visit_cell<Pass, X, ReluActivation>(cell, visit);
-        case Activation::hardtanh: return visit_cell<Pass, X, HardtanhActivation>(cell, visit);
-        default: return visit_cell<Pass, X, TanhActivation>(cell, visit);
+auto visit_functions(Cell cell, Functions functions, const Visit& visit) {
+    if (functions.gate != Activation::sigmoid) return visit.refuse();
+    switch (functions.candidate) {
+        case Activation::tanh: return visit_cell<Pass, X, FixedFunctions<TanhActivation>>(cell, visit);
+        case Activation::softsign: return visit_cell<Pass, X, FixedFunctions<SoftsignActivation>>(cell, visit);
+        case Activation::relu: return visit_cell<Pass, X, FixedFunctions<ReluActivation>>(cell, visit);
+        case Activation::hardtanh: return visit_cell<Pass, X, FixedFunctions<HardtanhActivation>>(cell, visit);
+        default: return visit.refuse();
     }
 }
 
 template <template <class, class> class Pass, class Visit>
-auto visit_pass(DType dtype, Cell cell, Activation activation, const Visit& visit) {
+auto visit_pass(DType dtype, Cell cell, Functions functions, const Visit& visit) {
     switch (dtype) {
-        case DType::float64: return visit_activation<Pass, double>(cell, activation, visit);
-        case DType::bfloat16: return visit_activation<Pass, bfloat16>(cell, activation, visit);
-        case DType::float16: return visit_activation<Pass, float16>(cell, activation, visit);
-        default: return visit_activation<Pass, float>(cell, activation, visit);
+        case DType::float64: return visit_functions<Pass, double>(cell, functions, visit);
+        case DType::bfloat16: return visit_functions<Pass, bfloat16>(cell, functions, visit);
+        case DType::float16: return visit_functions<Pass, float16>(cell, functions, visit);
+        default: return visit_functions<Pass, float>(cell, functions, visit);
     }
 }
 

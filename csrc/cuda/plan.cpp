@@ -34,7 +34,7 @@ bool is_half(DType dtype) { return dtype == DType::bfloat16 || dtype == DType::f
 CellTraits traits_of(Cell cell) {
     switch (cell) {
 #define FASTRNN_CELL(name, Template, ...) \
-    case Cell::name: return Template<TanhActivation>::traits();
+    case Cell::name: return Template<FixedFunctions<TanhActivation>>::traits();
 #include "fastrnn/cells.def"
     }
     return {};

@@ -53,10 +53,10 @@ __device__ __forceinline__ void backward_until(const BackwardStep<X>& step, int6
 
 // what each stage before Stage handed on, again
 template <class C, int Stage, class X>
-__device__ __forceinline__ void hand_on(const BackwardStep<X>& step, int64_t index, const Wide<X>* kept, Wide<X> h) {
+__device__ __forceinline__ void hand_on(const BackwardStep<X>& step, int64_t index, const BackwardUnit<Wide<X>>& unit) {
     if constexpr (Stage > 0) {
-        hand_on<C, Stage - 1>(step, index, kept, h);
-        step.handed_on[Stage - 1][index] = narrow<X>(C::template handed_on<Stage - 1>(kept, h));
+        hand_on<C, Stage - 1>(step, index, unit);
+        step.handed_on[Stage - 1][index] = narrow<X>(C::template handed_on<Stage - 1>(unit));
     }
 }
 
@@ -99,11 +99,11 @@ __global__ void __launch_bounds__(kThreads) backward_stage(BackwardStep<X> step)
         if constexpr (kHasC<C>) step.d_c[index] = u.d_c;
         if constexpr (C::traits().may_project) {
             if (step.unprojected) {
-                step.unprojected[index] = narrow<X>(C::template handed_on<kLastStage<C>>(kept, u.h));
+                step.unprojected[index] = narrow<X>(C::template handed_on<kLastStage<C>>(u));
             }
         }
         if (!step.d_unprojected) step.direct[index] = u.d_h;
-        hand_on<C, kLastStage<C>>(step, index, kept, u.h);
+        hand_on<C, kLastStage<C>>(step, index, u);
     }
 }
 
@@ -249,11 +249,11 @@ class StepsBackward {
 }  // namespace
 
 size_t steps_backward_bytes(const BackwardParams& p, const CudaPlan& plan) {
-    return visit_pass<StepsBackward>(p.dtype, p.cell, p.activation, Measure<BackwardParams>{p, plan});
+    return visit_pass<StepsBackward>(p.dtype, p.cell, p.functions, Measure<BackwardParams>{p, plan});
 }
 
 cudaError_t steps_backward(const BackwardParams& p, const CudaPlan& plan, Products& products, cudaStream_t stream) {
-    return visit_pass<StepsBackward>(p.dtype, p.cell, p.activation, Run<BackwardParams>{p, plan, products, stream});
+    return visit_pass<StepsBackward>(p.dtype, p.cell, p.functions, Run<BackwardParams>{p, plan, products, stream});
 }
 
 }  // namespace fastrnn

@@ -198,11 +198,11 @@ class StepsForward {
 }  // namespace
 
 size_t steps_forward_bytes(const ForwardParams& p, const CudaPlan& plan) {
-    return visit_pass<StepsForward>(p.dtype, p.cell, p.activation, Measure<ForwardParams>{p, plan});
+    return visit_pass<StepsForward>(p.dtype, p.cell, p.functions, Measure<ForwardParams>{p, plan});
 }
 
 cudaError_t steps_forward(const ForwardParams& p, const CudaPlan& plan, Products& products, cudaStream_t stream) {
-    return visit_pass<StepsForward>(p.dtype, p.cell, p.activation, Run<ForwardParams>{p, plan, products, stream});
+    return visit_pass<StepsForward>(p.dtype, p.cell, p.functions, Run<ForwardParams>{p, plan, products, stream});
 }
 
 }  // namespace fastrnn

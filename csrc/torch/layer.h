@@ -58,7 +58,8 @@ struct Layer {
           batch_sizes(std::move(batch_sizes_)) {
         check(on_cpu || cuda_runs(spec.cell), "fastrnn: no CUDA engine runs the cell ", spec.info().name);
         check(on_cpu || spec.plain(),
-              "fastrnn: no CUDA engine runs heads, a recurrent mask, lengths, resets or the cell states of every step");
+              "fastrnn: no CUDA engine runs heads, a recurrent mask, lengths, resets, the cell states of every step or "
+              "these activations");
         check(stored == ScalarType::Float || stored == ScalarType::Double || is_half(stored),
               "fastrnn: x must be float32, float64, bfloat16 or float16");
         shape.directions = spec.bidirectional ? 2 : 1;
@@ -231,6 +232,11 @@ struct Layer {
         }
     }
 
+    // a place that is left empty
+    bool is_absent(const Tensor& operand) const {
+        return operand.dim() == 1 && operand.numel() == 0 && shape.hidden > 0;
+    }
+
     // of a direction: the cell's, and a recurrent mask
     int operand_count() const { return spec.info().operands + (spec.recurrent_mask ? 1 : 0); }
 
@@ -238,27 +244,32 @@ struct Layer {
         check(!spec.recurrent_mask || spec.info().recurrent, "fastrnn: the cell has no recurrent product");
         const auto count = static_cast<size_t>(shape.directions * operand_count());
         check(operands.size() == count, "fastrnn: expected ", count, " operands, got ", operands.size());
-        for (size_t i = 0; i < operands.size(); ++i) {
-            Tensor& operand = operands[i];
-            check_kind("an operand", operand, stored);
+        for (size_t i = 0; i < count; ++i) {
             const int place = static_cast<int>(i) % operand_count();
-            if (place == spec.info().operands) {
-                check_shape("a recurrent mask", operand, {shape.batch, recurrent});
-                operand = dense(operand);
-                continue;
-            }
-            if (place < spec.info().gate_operands) {
-                check_shape("an operand", operand, {spec.info().gates * shape.hidden});
-                operand = dense(operand);
-                continue;
-            }
-            switch (operand.dim()) {
-                case 1: check_shape("an operand", operand, {shape.hidden}); break;
-                case 2: check_shape("an operand", operand, {shape.batch, shape.hidden}); break;
-                default: check_shape("an operand", operand, {shape.time, shape.batch, shape.hidden});
-            }
-            operand = dense(operand);
+            read_operand(operands[i], place, operands[i - static_cast<size_t>(place)]);
         }
+    }
+
+    void read_operand(Tensor& operand, int place, const Tensor& first) const {
+        const CellInfo& info = spec.info();
+        // what is no parameter may be more exact than x
+        const bool exact = place >= info.learned && operand.scalar_type() == computed;
+        check_kind("an operand", operand, exact ? computed : stored);
+        const bool absent = place < info.operands && is_absent(operand);
+        check(!absent || place >= info.required, "fastrnn: ", info.name, " needs its operand ", place);
+        check(place >= info.learned || absent == is_absent(first), "fastrnn: ", info.name,
+              " takes an operand for each of its parameters, or none");
+        if (absent) return;
+        if (place == info.operands) {
+            check_shape("a recurrent mask", operand, {shape.batch, recurrent});
+        } else if (place < info.learned || operand.dim() == 1) {
+            check_shape("an operand", operand, {(place < info.gate_operands ? info.gates : 1) * shape.hidden});
+        } else if (operand.dim() == 2) {
+            check_shape("an operand", operand, {shape.batch, shape.hidden});
+        } else {
+            check_shape("an operand", operand, {shape.time, shape.batch, shape.hidden});
+        }
+        operand = dense(operand);
     }
 
     int64_t state_width(size_t index) const { return index == 0 ? recurrent : shape.hidden; }
@@ -293,16 +304,6 @@ struct Layer {
     Tensor dense(Tensor t) const {
         if (widened) t = widen(t);
         return t.is_contiguous() ? t : torch::stable::contiguous(t);
-    }
-    // for what is new in every step and large
-    static Tensor in_huge_pages(Tensor t) {
-        if (t.is_cpu()) prefer_huge_pages(t.data_ptr(), static_cast<size_t>(t.numel()) * t.element_size());
-        return t;
-    }
-    // sequences may have any strides but along their features
-    static Tensor with_unit_stride(Tensor t) {
-        const int64_t last = t.dim() - 1;
-        return t.stride(last) == 1 || t.size(last) == 1 ? t : torch::stable::contiguous(t);
     }
 
     Tensor empty_sequence(int64_t features) const {
@@ -357,7 +358,7 @@ struct Layer {
     void fill(Params& p) const {
         p.dtype = dtype_of(computed);
         p.cell = spec.cell;
-        p.activation = spec.activation;
+        p.functions = spec.functions;
         p.shape = shape;
         p.shape.packed = packed;
         for (int d = 0; d < shape.directions; ++d) {
@@ -370,6 +371,7 @@ struct Layer {
             if (shape.projection) p.weights[d].w_hr = w[base()].data_ptr();
             for (int i = 0; i < spec.info().operands; ++i) {
                 const Tensor& operand = operands[static_cast<size_t>(d * operand_count() + i)];
+                if (is_absent(operand)) continue;
                 const int64_t dim = operand.dim();
                 p.weights[d].operands[i] = {operand.data_ptr(), dim == 3 ? shape.batch * shape.hidden : 0,
                                             dim >= 2 ? shape.hidden : 0};

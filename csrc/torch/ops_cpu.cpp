@@ -68,7 +68,7 @@ void read_gradients(const Layer& layer, std::vector<MaybeTensor>& d_outputs, Bac
                           int64_t& stride_batch) {
         if (!given) return;
         layer.check_sequence(name, *given, layer.shape.directions * width);
-        given = Layer::with_unit_stride(layer.widen(*given));
+        given = with_unit_stride(layer.widen(*given));
         const auto strides = layer.strides_of(*given);
         data = given->data_ptr();
         stride_time = strides.time;
@@ -101,7 +101,7 @@ std::vector<Tensor> run_backward(Layer& layer, std::vector<MaybeTensor> d_output
     check(reserve.is_contiguous(), "fastrnn: reserve must be contiguous");
     p.reserve = reserve.data_ptr();
     layer.check_sequence("y", y, s.directions * layer.recurrent);
-    y = Layer::with_unit_stride(layer.widen(y));
+    y = with_unit_stride(layer.widen(y));
     const auto y_strides = layer.strides_of(y);
     p.y = y.data_ptr();
     p.y_stride_time = y_strides.time;
@@ -138,9 +138,9 @@ std::vector<Tensor> run_backward(Layer& layer, std::vector<MaybeTensor> d_output
         }
         if (s.projection) found.d_w_hr = of(layer.weights_per_direction - 1);
     }
-    for (size_t i = 0; i < layer.operands.size(); ++i) {  // those of whole sequences and of rows are no parameters
-        const bool needed = needs.operands && layer.operands[i].dim() == 1;
-        const auto count = static_cast<size_t>(layer.operand_count());
+    for (size_t i = 0; i < layer.operands.size(); ++i) {
+        const auto count = static_cast<size_t>(layer.operand_count()), learned = static_cast<size_t>(cell.learned);
+        const bool needed = needs.operands && i % count < learned && !layer.is_absent(layer.operands[i]);
         void* const made = next(needed, needed ? layer.empty_like_weight(layer.operands[i]) : layer.nothing());
         if (needed) p.d_weights[i / count].d_operands[i % count] = made;
     }

@@ -136,7 +136,7 @@ void run(Params& params, const Tensor& x, bool backward) {
     const int32_t index = x.get_device_index();
     const DeviceGuard guard(index);
 #endif
-    const CudaPlan plan = cuda_plan({params.dtype, params.cell, params.activation, params.shape, backward},
+    const CudaPlan plan = cuda_plan({params.dtype, params.cell, params.functions.candidate, params.shape, backward},
                                     use_device(index), wanted_engine());
     const auto bytes = static_cast<int64_t>(workspace_bytes(params, plan));
     const Tensor workspace = empty(x, {bytes}, aoti_torch_dtype_uint8());

@@ -29,21 +29,23 @@ inline constexpr BitField kRecurrentMask{"recurrent_mask", 33, 1};  // the last 
 inline constexpr BitField kRagged{"ragged", 34, 1};                 // batch_sizes are the rows' lengths, int64 [B]
 inline constexpr BitField kResets{"resets", 35, 1};                 // the last of all operands
 inline constexpr BitField kCellStates{"cell_states", 36, 1};        // an output behind the final states
-inline constexpr BitField kAll[] = {kCell,  kActivation, kHasBiases,     kBatchFirst, kBidirectional, kSingleStep,
-                                    kQuiet, kHeads,      kRecurrentMask, kRagged,     kResets,        kCellStates};
-inline constexpr int kBits = 37;
+inline constexpr BitField kGateActivation{"gate_activation", 37, 8};  // of Activation, and one more; 0: sigmoid
+inline constexpr BitField kAll[] = {kCell,       kActivation, kHasBiases,     kBatchFirst,    kBidirectional,
+                                    kSingleStep, kQuiet,      kHeads,         kRecurrentMask, kRagged,
+                                    kResets,     kCellStates, kGateActivation};
+inline constexpr int kBits = 45;
 }  // namespace spec_fields
 
 struct Spec {
     Cell cell;
-    Activation activation;
+    Functions functions;
     bool has_biases, batch_first, bidirectional, single_step, quiet;
     int64_t heads;
     bool recurrent_mask, ragged, resets, cell_states;
 
     explicit Spec(int64_t bits)
         : cell(static_cast<Cell>(spec_fields::kCell.of(bits))),
-          activation(static_cast<Activation>(spec_fields::kActivation.of(bits))),
+          functions{static_cast<Activation>(spec_fields::kActivation.of(bits)), Activation::sigmoid},
           has_biases(spec_fields::kHasBiases.of(bits)),
           batch_first(spec_fields::kBatchFirst.of(bits)),
           bidirectional(spec_fields::kBidirectional.of(bits)),
@@ -54,17 +56,23 @@ struct Spec {
           ragged(spec_fields::kRagged.of(bits)),
           resets(spec_fields::kResets.of(bits)),
           cell_states(spec_fields::kCellStates.of(bits)) {
+        const int64_t gate = spec_fields::kGateActivation.of(bits);
+        if (gate) functions.gate = static_cast<Activation>(gate - 1);
         if (bits < 0 || bits >> spec_fields::kBits || spec_fields::kCell.of(bits) >= kCellCount ||
-            spec_fields::kActivation.of(bits) >= kActivationCount ||
-            (!info().has_activation && activation != Activation::tanh)) {
+            spec_fields::kActivation.of(bits) >= kActivationCount || gate > kActivationCount ||
+            (!info().has_activation && (functions.candidate != Activation::tanh || gate))) {
             throw std::runtime_error("fastrnn: spec " + std::to_string(bits) +
                                      " is of another version of fastrnn, or was not made by fastrnn");
         }
     }
 
     const CellInfo& info() const { return cell_info(cell); }
-    // whether a step is the cell's own, with one block of weights that meets h as it is, and rows go on to their end
-    bool plain() const { return heads == 1 && !recurrent_mask && !ragged && !resets && !cell_states; }
+    // whether a step is the cell's own, with functions of torch.nn's and a few, with one block of weights that meets h
+    // as it is, and rows go on to their end
+    bool plain() const {
+        return heads == 1 && !recurrent_mask && !ragged && !resets && !cell_states &&
+               functions.gate == Activation::sigmoid && functions.candidate <= Activation::hardtanh;
+    }
 };
 
 // Which gradients layer_backward is to compute, its `needs`.

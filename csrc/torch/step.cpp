@@ -52,7 +52,7 @@ namespace {
 void run(const FastrnnStep& step, const void* x) {
     ForwardParams p{};
     p.cell = static_cast<Cell>(step.cell);
-    p.activation = static_cast<Activation>(step.activation);
+    p.functions = {static_cast<Activation>(step.activation), static_cast<Activation>(step.gate_activation)};
     p.dtype = step.is_float64 ? DType::float64 : DType::float32;
     p.format = static_cast<WeightFormat>(step.weight_format);
     p.shape.time = 1;

@@ -9,7 +9,7 @@ extern "C" {
 // What a layer keeps from step to step, as fastrnn/stream.py packs it; null for what there is not. Every array is
 // contiguous.
 struct FastrnnStep {
-    int64_t cell, activation, is_float64, weight_format;  // enumerators
+    int64_t cell, activation, gate_activation, is_float64, weight_format;  // enumerators
     int64_t batch, input, hidden, projection, heads;
     void *h, *c;  // [B, R], [B, H], read and written
     void* y;      // [B, R]: the next layer's x

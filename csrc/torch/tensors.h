@@ -7,6 +7,7 @@
 
 #include "checks.h"
 #include "fastrnn/kernels.h"
+#include "pages.h"
 
 namespace fastrnn {
 namespace {
@@ -28,6 +29,18 @@ inline Tensor empty(const Tensor& x, std::initializer_list<int64_t> sizes, int32
                                  shape_text(sizes.begin(), sizes.size()));
     }
     return Tensor(handle);
+}
+
+// for what is new in every step and large
+inline Tensor in_huge_pages(Tensor t) {
+    if (t.is_cpu()) prefer_huge_pages(t.data_ptr(), static_cast<size_t>(t.numel()) * t.element_size());
+    return t;
+}
+
+// sequences may have any strides but along their features
+inline Tensor with_unit_stride(Tensor t) {
+    const int64_t last = t.dim() - 1;
+    return t.stride(last) == 1 || t.size(last) == 1 ? t : torch::stable::contiguous(t);
 }
 
 inline int32_t dtype_code_of(ScalarType type) {

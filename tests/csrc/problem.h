@@ -24,6 +24,8 @@ struct Problem {
     int64_t heads = 1;
     bool masked = false;  // there is a recurrent mask
     bool resets = false, cell_states = false;
+    Activation gate = Activation::sigmoid;
+    unsigned given = 0;  // bit i: operand i is there, of those that the cell may do without
 
     int64_t gates() const { return fastrnn::gate_count(cell) * hidden; }
     int64_t recurrent() const { return projection ? projection : hidden; }
@@ -32,8 +34,21 @@ struct Problem {
     bool layer_norm() const {
         return cell == Cell::lstm_layer_norm || cell == Cell::gru_layer_norm || cell == Cell::rnn_layer_norm;
     }
-    int operands() const { return fastrnn::cell_info(cell).operands; }
-    int64_t operand_size(int index) const { return index < fastrnn::cell_info(cell).gate_operands ? gates() : hidden; }
+    const fastrnn::CellInfo& info() const { return fastrnn::cell_info(cell); }
+    fastrnn::Functions functions() const { return {activation, gate}; }
+    bool coupled() const { return cell == Cell::lstm_coupled; }
+    int operands() const { return info().operands; }
+    int learned() const { return info().learned; }
+    bool has(int operand) const { return operand < info().required || (given >> operand & 1); }
+    // the operands behind the parameters: what zones out h and c, and the bound of c
+    int zone_h() const { return learned(); }
+    int zone_c() const { return learned() + 1; }
+    int bound() const { return operands() - 1; }
+    bool is_zone(int operand) const { return operand == zone_h() || (has_c() && operand == zone_c()); }
+    int64_t operand_size(int index) const {
+        if (!has(index)) return 0;
+        return index < info().gate_operands ? gates() : is_zone(index) ? time * batch * hidden : hidden;
+    }
     int64_t rows() const {
         if (batch_sizes.empty()) return time * batch;
         int64_t rows = 0;
@@ -56,6 +71,8 @@ struct Problem {
     std::string name() const {
         std::string text = std::string(fastrnn::cell_info(cell).name) + "-";
         text += fastrnn::kActivations[static_cast<int>(activation)];
+        if (gate != Activation::sigmoid) text += std::string("-") + fastrnn::kActivations[static_cast<int>(gate)];
+        for (int i = 0; i < operands(); ++i) text += given >> i & 1 ? "-o" + std::to_string(i) : "";
         text += "-B" + std::to_string(batch) + "-T" + std::to_string(time) + "-I" + std::to_string(input);
         text += "-H" + std::to_string(hidden) + (projection ? "-P" + std::to_string(projection) : "");
         text += masked ? "-masked" : "";
@@ -103,7 +120,12 @@ inline Tensors random_tensors(const Problem& p) {
         t.weights[d] = {random(p.gates() * p.input, 0.25),    random(p.gates() * p.head_length(), recurrent),
                         random(p.biases ? p.gates() : 0, 1),  random(p.biases ? p.gates() : 0, 1),
                         random(p.projection * p.hidden, 0.5), {}};
-        for (int i = 0; i < p.operands(); ++i) t.weights[d].operands[i] = random(p.operand_size(i), 1);
+        for (int i = 0; i < p.operands(); ++i) {
+            t.weights[d].operands[i] = random(p.operand_size(i), 1);
+            for (double& value : t.weights[d].operands[i]) {
+                if (i >= p.learned()) value = p.is_zone(i) ? (value + 1) / 2 : 0.5 + value / 4;
+            }
+        }
         t.weights[d].recurrent_mask = random(p.masked ? p.batch * p.recurrent() : 0, 1);
     }
     const int64_t states = p.directions * p.batch;
@@ -138,6 +160,7 @@ class Reference {
             for (int64_t b = 0; b < p.batch; ++b) {
                 const int64_t state = d * p.batch + b;
                 mask_ = p.masked ? w.recurrent_mask.data() + b * p.recurrent() : nullptr;
+                given_ = &w;
                 std::vector<Var> h = slice(h0, state, p.recurrent()), c = slice(c0, state, p.hidden);
                 for (int64_t i = 0; i < p.length(b); ++i) {
                     const int64_t t = d ? p.length(b) - 1 - i : i, row = p.row_of(t, b);
@@ -145,6 +168,7 @@ class Reference {
                         h.assign(h.size(), Var(0.0));
                         c.assign(c.size(), Var(0.0));
                     }
+                    zone_row_ = (t * p.batch + b) * p.hidden;
                     step(weights[d], slice(x, row, p.input), h, c);
                     write(h, y, (row * p.directions + d) * p.recurrent());
                     write(c, cells, (row * p.directions + d) * p.hidden);
@@ -181,13 +205,28 @@ class Reference {
         Vars operands[fastrnn::kMaxOperands];
     };
 
-    Var activate(Var x) const {
-        switch (p_.activation) {
+    Var activate(Var x) const { return apply(p_.activation, x); }
+    Var gate(Var x) const { return apply(p_.gate, x); }
+    static Var apply(Activation activation, Var x) {
+        switch (activation) {
             case Activation::softsign: return softsign(x);
             case Activation::relu: return relu(x);
             case Activation::hardtanh: return hardtanh(x);
+            case Activation::sigmoid: return sigmoid(x);
+            case Activation::identity: return x;
+            case Activation::silu: return x * sigmoid(x);
+            case Activation::leaky_relu: return x.value() > 0 ? x : x * Var(0.01);
+            case Activation::hardsigmoid: return clamp(x * Var(1.0 / 6) + Var(0.5), 0, 1);
+            case Activation::onnx_hardsigmoid: return clamp(x * Var(0.2) + Var(0.5), 0, 1);
             default: return tanh(x);
         }
+    }
+
+    // what is carried on of a new state
+    Var zone_out(int operand, int64_t unit, Var made, Var before) const {
+        if (!p_.has(operand)) return made;
+        const double z = given_->operands[operand][static_cast<size_t>(zone_row_ + unit)];
+        return Var(z) * before + Var(1 - z) * made;
     }
 
     void step(const Weights& w, const Vars& x, Vars& h, Vars& c) const {
@@ -197,33 +236,49 @@ class Reference {
         const Vars products_h = product(w.w_hh, w.b_hh, w.operands[1], masked(h), p_.heads);
         const auto from_x = [&](int64_t gate, int64_t u) { return at(products_x, gate * H + u); };
         const auto from_h = [&](int64_t gate, int64_t u) { return at(products_h, gate * H + u); };
-        const bool is_gru = p_.gates() == 3 * H;
-        Vars outputs_of_c;
+        const bool is_gru = !p_.has_c() && p_.gates() == 3 * H, coupled = p_.coupled();
+        const bool reset_before = p_.cell == Cell::gru_reset_before || p_.cell == Cell::gru_reset_before_options;
+        const bool peeps = !p_.layer_norm() && p_.learned() > 0 && p_.has(0);
+        const int of_g = coupled ? 1 : 2, of_o = of_g + 1;
+        Vars outputs_of_c, made_c;
         Vars h_next, c_next, reset_h;
-        if (p_.cell == Cell::gru_reset_before) {
-            for (int64_t u = 0; u < H; ++u) reset_h.push_back(sigmoid(from_x(0, u) + from_h(0, u)) * at(h, u));
+        if (reset_before) {
+            for (int64_t u = 0; u < H; ++u) reset_h.push_back(gate(from_x(0, u) + from_h(0, u)) * at(h, u));
         }
         for (int64_t u = 0; u < H; ++u) {
             if (p_.has_c()) {
-                const Var i = sigmoid(from_x(0, u) + from_h(0, u)), f = sigmoid(from_x(1, u) + from_h(1, u));
-                const Var g = activate(from_x(2, u) + from_h(2, u)), o = sigmoid(from_x(3, u) + from_h(3, u));
-                c_next.push_back(f * at(c, u) + i * g);
-                outputs_of_c.push_back(o);
+                const auto seen = [&](int operand, Var c) {
+                    return peeps ? w.operands[operand][at_(u)] * c : Var(0.0);
+                };
+                const Var i = gate(from_x(0, u) + from_h(0, u) + seen(0, at(c, u)));
+                const Var f = coupled ? Var(1.0) - i : gate(from_x(1, u) + from_h(1, u) + seen(1, at(c, u)));
+                const Var g = activate(from_x(of_g, u) + from_h(of_g, u));
+                Var made = f * at(c, u) + i * g;
+                if (!p_.layer_norm() && p_.operands() && p_.has(p_.bound())) {
+                    const double bound = given_->operands[p_.bound()][at_(u)];
+                    made = clamp(made, -bound, bound);
+                }
+                made_c.push_back(made);
+                outputs_of_c.push_back(gate(from_x(of_o, u) + from_h(of_o, u) + seen(of_o - 1, made)));
+                c_next.push_back(zone_out(p_.zone_c(), u, made, at(c, u)));
             } else if (!is_gru) {
                 h_next.push_back(activate(from_x(0, u) + from_h(0, u)));
             } else {
-                const Var z = sigmoid(from_x(1, u) + from_h(1, u));
+                const Var z = gate(from_x(1, u) + from_h(1, u));
                 const Var n =
-                    p_.cell != Cell::gru_reset_before
-                        ? activate(from_x(2, u) + sigmoid(from_x(0, u) + from_h(0, u)) * from_h(2, u))
+                    !reset_before
+                        ? activate(from_x(2, u) + gate(from_x(0, u) + from_h(0, u)) * from_h(2, u))
                         : activate(from_x(2, u) + affine(w.w_hh, w.b_hh, 2 * H + u, masked(reset_h), p_.heads));
                 h_next.push_back((Var(1.0) - z) * n + z * at(h, u));
             }
         }
         if (p_.has_c()) {
             c = c_next;
-            const Vars shown = p_.layer_norm() ? layer_norm(c, w.operands[2], w.operands[3]) : c;
+            const Vars shown = p_.layer_norm() ? layer_norm(made_c, w.operands[2], w.operands[3]) : made_c;
             for (int64_t u = 0; u < H; ++u) h_next.push_back(at(outputs_of_c, u) * activate(at(shown, u)));
+        }
+        for (int64_t u = 0; u < H && !p_.projection; ++u) {
+            h_next[at_(u)] = zone_out(p_.zone_h(), u, at(h_next, u), at(h, u));
         }
         h = h_next;
         if (p_.projection) {
@@ -271,6 +326,7 @@ class Reference {
         return sum;
     }
 
+    static size_t at_(int64_t index) { return static_cast<size_t>(index); }
     static std::vector<double> zeros(int64_t count) { return std::vector<double>(static_cast<size_t>(count), 0.0); }
     static Vars leaves(const std::vector<double>& given) {
         Vars vars;
@@ -300,6 +356,8 @@ class Reference {
     const Problem& p_;
     std::vector<double> slopes_;
     const double* mask_ = nullptr;  // of the row at work
+    const Tensors::Direction* given_ = nullptr;
+    int64_t zone_row_ = 0;
 };
 
 }  // namespace fastrnn_test

@@ -65,7 +65,11 @@ class Runner {
             for (const std::vector<double>* part : {&w.w_ih, &w.w_hh, &w.b_ih, &w.b_hh, &w.w_hr}) {
                 weights_.emplace_back(*part);
             }
-            for (const std::vector<double>& operand : w.operands) operands_.emplace_back(operand);
+            for (int i = 0; i < fastrnn::kMaxOperands; ++i) {
+                const bool rows = i < p.operands() && p.is_zone(i) && p.has(i);
+                operands_.emplace_back(rows ? reordered(w.operands[i], false, static_cast<int>(p.time))
+                                            : w.operands[i]);
+            }
             masks_.emplace_back(reordered(w.recurrent_mask, false, 1));
         }
     }
@@ -138,8 +142,8 @@ class Runner {
             const Array<T>* w = &d_weights[static_cast<size_t>(5 * d)];
             params.d_weights[d] = {w[0].data_or_null(), w[1].data_or_null(), w[2].data_or_null(), w[3].data_or_null(),
                                    w[4].data_or_null()};
-            for (int i = 0; i < p_.operands(); ++i) {
-                params.d_weights[d].d_operands[i] = d_operands[operand_index(d, i)].data();
+            for (int i = 0; i < p_.learned(); ++i) {
+                params.d_weights[d].d_operands[i] = d_operands[operand_index(d, i)].data_or_null();
             }
         }
         adjust(params);
@@ -204,7 +208,7 @@ class Runner {
     void fill(Params& params) const {
         params.dtype = Library::template dtype<T>();
         params.cell = p_.cell;
-        params.activation = p_.activation;
+        params.functions = p_.functions();
         params.shape = {p_.time, p_.batch, p_.rows(), p_.input, p_.hidden, p_.projection, p_.directions, nullptr};
         params.shape.heads = p_.heads;
         if (!p_.batch_sizes.empty()) {
@@ -222,8 +226,11 @@ class Runner {
             params.weights[d] = {w[0].data(), w[1].data(), w[2].data_or_null(), w[3].data_or_null(),
                                  w[4].data_or_null()};
             params.weights[d].recurrent_mask = masks_[static_cast<size_t>(d)].data_or_null();
-            for (int i = 0; i < p_.operands(); ++i)
-                params.weights[d].operands[i].data = operands_[operand_index(d, i)].data();
+            for (int i = 0; i < p_.operands(); ++i) {
+                const bool rows = p_.is_zone(i);
+                params.weights[d].operands[i] = {operands_[operand_index(d, i)].data_or_null(),
+                                                 rows ? p_.batch * p_.hidden : 0, rows ? p_.hidden : 0};
+            }
         }
         params.x = x_.data();
         params.x_stride_time = x_.stride_time();

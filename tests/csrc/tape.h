@@ -51,6 +51,9 @@ inline Var reciprocal_root(Var x) {
     return {y, x, -0.5 * y * y * y};
 }
 inline Var relu(Var x) { return x.value() > 0 ? x : Var(0.0); }
+inline Var clamp(Var x, double low, double high) {
+    return x.value() < low ? Var(low) : x.value() > high ? Var(high) : x;
+}
 inline Var hardtanh(Var x) { return std::fabs(x.value()) < 1 ? x : Var(x.value() > 0 ? 1.0 : -1.0); }
 
 // slopes of the sum of seed * value over all (node, seed) with respect to every node

@@ -53,7 +53,7 @@ void compare_gradients(const Results<T>& got, const Tensors& want, const Problem
         for (int i = 0; i < 5; ++i) {
             compare(got.d_weights[5 * d + i], *parts[i], p, where + names[i] + " of direction " + std::to_string(d));
         }
-        for (int i = 0; i < p.operands(); ++i) {
+        for (int i = 0; i < p.learned() && p.has(i); ++i) {
             compare(got.d_operands[fastrnn::kMaxOperands * d + i], w.operands[i], p,
                     where + " d_operand " + std::to_string(i) + " of direction " + std::to_string(d));
         }
@@ -256,11 +256,59 @@ void test_cuts() {
 }
 
 void test_activations() {
-    for (Cell cell : kCells) {
-        for (Activation activation : {Activation::softsign, Activation::relu, Activation::hardtanh}) {
-            test({cell, activation, 4, 3, 5, 19, 0, 2, {}, true, true});
-            test({cell, activation, 4, 3, 5, 19, 0, 1, falling_batch_sizes(4, 3), false, false});
+    int count = 0;
+    const auto next = [&] { return static_cast<Activation>(++count % fastrnn::kActivationCount); };
+    for (int cell = 0; cell < fastrnn::kCellCount; ++cell) {
+        for (int i = 0; i < fastrnn::kActivationCount; ++i) {
+            const auto activation = static_cast<Activation>(i);
+            // what it keeps does not tell the derivative
+            if (static_cast<Cell>(cell) == Cell::rnn && activation == Activation::silu) continue;
+            const bool packed = ++count % 2;
+            Problem p{static_cast<Cell>(cell), activation, 4, 3, 5, 19, 0, packed ? 1 : 2, {}, !packed, !packed};
+            if (packed) p.batch_sizes = falling_batch_sizes(4, 3);
+            p.gate = p.info().gates > 1 ? next() : Activation::sigmoid;
+            test(p);
         }
+    }
+}
+
+// what a cell may do without: parameters, zoneout and the bound of c, each alone and together
+void test_operands() {
+    const Size sizes[] = {
+        {1, 1, 1, 1, 1}, {5, 3, 6, 17, 18}, {2, 33, 9, 130, 20}, {150, 5, 1, 12, 2}, {7, 1, 9, 147, 40}};
+    int count = 0;
+    for (int cell = 0; cell < fastrnn::kCellCount; ++cell) {
+        const fastrnn::CellInfo& info = fastrnn::kCells[cell];
+        const unsigned all = (1u << info.operands) - 1, learned = (1u << info.learned) - 1;
+        if (info.required == info.operands) continue;
+        for (const Size& s : sizes) {
+            for (unsigned given : {all, learned, all & ~learned, 1u << info.learned, 2u << info.learned}) {
+                Problem p{static_cast<Cell>(cell),
+                          Activation::tanh,
+                          s.time,
+                          s.batch,
+                          s.input,
+                          s.hidden,
+                          0,
+                          1,
+                          {},
+                          true,
+                          true};
+                p.given = given & all;
+                p.directions = ++count % 2 + 1;
+                p.states = count % 3 != 0;
+                if (count % 3 == 1) p.batch_sizes = falling_batch_sizes(s.time, s.batch);
+                p.masked = count % 5 == 1;
+                test(with_cuts(p, count % 4 == 1, count % 5 == 0));
+                if (!info.may_project || s.hidden > 20) continue;
+                p.projection = s.projection;
+                p.given &= ~(1u << p.zone_h());
+                test(p);
+            }
+        }
+        Problem p{static_cast<Cell>(cell), Activation::tanh, 4, 3, 5, 9, 0, 2, {3, 2, 2, 1}, true, true};
+        p.given = all;
+        test_absent_gradients(p);
     }
 }
 
@@ -325,6 +373,7 @@ int main(int argc, char** argv) {
     fastrnn::force_isa(isa);
     test_sizes();
     test_activations();
+    test_operands();
     test_cuts();
     test_threads();
     test_heads();

@@ -20,12 +20,30 @@ enum class Cell {
 #include "fastrnn/cells.def"
 };
 
-// The function of the candidate, of an LSTM's cell state at the output, and of an RNN's output.
-enum class Activation { tanh, softsign, relu, hardtanh };
-inline constexpr const char* kActivations[] = {"tanh", "softsign", "relu", "hardtanh"};
-inline constexpr int kActivationCount = 4;
+// leaky_relu has slope 0.01; hardsigmoid is relu6(x + 3) / 6, as in torch and Keras 3, onnx_hardsigmoid
+// max(0, min(1, 0.2 x + 0.5)).
+enum class Activation {
+    tanh,
+    softsign,
+    relu,
+    hardtanh,
+    sigmoid,
+    identity,
+    silu,
+    leaky_relu,
+    hardsigmoid,
+    onnx_hardsigmoid
+};
+inline constexpr const char* kActivations[] = {"tanh",     "softsign", "relu",       "hardtanh",    "sigmoid",
+                                               "identity", "silu",     "leaky_relu", "hardsigmoid", "onnx_hardsigmoid"};
+inline constexpr int kActivationCount = sizeof(kActivations) / sizeof(kActivations[0]);
 
-inline constexpr int kMaxOperands = 4;
+struct Functions {
+    Activation candidate;  // and of an LSTM's cell state at the output, and of an RNN's output
+    Activation gate = Activation::sigmoid;
+};
+
+inline constexpr int kMaxOperands = 6;
 
 // What a caller of the kernels knows of a cell; csrc/cells/cell.h has what the engines know.
 struct CellInfo {
@@ -33,12 +51,13 @@ struct CellInfo {
     int gates;            // G
     int saved;            // S: values of a unit that the forward pass keeps for the backward pass; 0: y is enough
     int states;           // 1: h; 2: h and c
-    bool has_activation;  // takes an Activation other than tanh
+    bool has_activation;  // takes functions other than tanh and sigmoid
     bool may_project;     // takes w_hr
     bool recurrent;       // takes w_hh and b_hh
     int operands;         // that it takes
-    // of them the first ones have a value for each gate of a unit, in the order of the weights' rows: [G*H], for all
-    // steps and rows
+    int learned = 0;      // the first of them are parameters, with strides of 0, and have gradients
+    int required = 0;     // the first of them are there in every call; the others may be null, parameters all or none
+    // the first of those have a value for each gate of a unit, in the order of the weights' rows: [G*H]
     int gate_operands = 0;
 };
 inline constexpr CellInfo kCells[] = {
@@ -100,7 +119,7 @@ struct Shape {
 };
 
 // Values that a cell takes beside its gates, a value a unit: [T, B, H], or with a stride of 0 the same for all steps or
-// for all rows. Rows are those of the states.
+// for all rows. Rows are those of the states. Null where the cell may do without.
 struct Operand {
     const void* data = nullptr;
     int64_t stride_time = 0, stride_batch = 0;
@@ -128,7 +147,7 @@ struct WeightGradients {
     void* d_b_ih;
     void* d_b_hh;
     void* d_w_hr;
-    void* d_operands[kMaxOperands] = {};  // [H] or [G*H], of an operand with strides of 0
+    void* d_operands[kMaxOperands] = {};  // [H] or [G*H], of the learned ones
 };
 
 // Sequences x, y, d_y and d_x have unit stride along features. Row (t, b) of an unpacked sequence is at
@@ -138,7 +157,7 @@ struct ForwardParams {
     DType dtype;
     WeightFormat format;
     Cell cell;
-    Activation activation;
+    Functions functions;
     Shape shape;
     Weights weights[2];
     const void* x;  // [T, B, I] or [N, I]
@@ -160,7 +179,7 @@ struct ForwardParams {
 struct BackwardParams {
     DType dtype;
     Cell cell;
-    Activation activation;
+    Functions functions;
     Shape shape;
     Weights weights[2];
     const void* x;

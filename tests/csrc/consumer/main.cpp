@@ -11,7 +11,7 @@ int main() {
     fastrnn::ForwardParams params{};
     params.dtype = fastrnn::DType::float32;
     params.cell = fastrnn::Cell::rnn;
-    params.activation = fastrnn::Activation::tanh;
+    params.functions = {fastrnn::Activation::tanh};
     params.shape = {1, 1, 1, 1, 1, 0, 1, nullptr};
     params.weights[0] = {&w_ih, &w_hh, nullptr, nullptr, nullptr};
     params.x = &x;

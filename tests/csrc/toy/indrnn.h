@@ -21,12 +21,12 @@ struct IndRnnCell {
 
     template <int Stage, class V>
     static FASTRNN_INLINE void forward(ForwardUnit<V>& u) {
-        u.out = Act::apply(fma(u.operands[0], u.operands[1] * u.h, u.slots[0]));
+        u.out = Act(u.functions).candidate(fma(u.operands[0], u.operands[1] * u.h, u.slots[0])).value;
     }
 
     template <int Stage, class V>
     static FASTRNN_INLINE void backward(BackwardUnit<V>& u) {
-        u.d_slots[0] = u.d_out * Act::derivative(u.h_next);
+        u.d_slots[0] = u.d_out * Act(u.functions).again_candidate(u.h_next).slope;
         u.d_operands[0] = u.d_slots[0] * u.operands[1] * u.h;
         u.d_h = u.d_slots[0] * u.operands[0] * u.operands[1];
     }
