@@ -50,7 +50,7 @@ function(add_toy library)
     target_include_directories(${library} PUBLIC
         $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/csrc> $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/tests/csrc>)
     target_compile_definitions(${library} PUBLIC
-        FASTRNN_TEST_CELLS="toy/cells.def" FASTRNN_TEST_CELL_HEADER="toy/indrnn.h")
+        FASTRNN_TEST_CELLS="toy/cells.def" FASTRNN_TEST_CELL_HEADER="toy/masked_indrnn.h")
 endfunction()
 if(FASTRNN_TESTS)
     add_kernels(fastrnn_kernels_toy)

@@ -18,7 +18,7 @@ from fastrnn.reference import ACTIVATIONS
 MASKS = {"shared": 1, "by row": 2, "by step and row": 3}
 
 
-def indrnn_layer(
+def masked_indrnn_layer(
     x: Tensor,
     h0: Tensor | None,
     weights: Sequence[Tensor],
@@ -57,9 +57,9 @@ def indrnn_layer(
 def family() -> None:
     option = _spec.Option("activation", "tanh", _spec.ACTIVATIONS)
     found = _spec._family(
-        "indrnn", (option,), lambda activation, _: ("indrnn", activation, "sigmoid"), indrnn_layer
+        "masked_indrnn", (option,), lambda activation, _: ("masked_indrnn", activation, "sigmoid"), masked_indrnn_layer
     )
-    _spec.FAMILIES["indrnn"] = found
+    _spec.FAMILIES["masked_indrnn"] = found
     _spec._BY_KIND.update({kind: (found, choice) for choice, kind in found.kinds.items()})
 
 
@@ -82,7 +82,7 @@ def make(
     for _ in range(directions):
         weights += [torch.randn(hidden, inputs), torch.randn(hidden)][: 1 + biases]
         operands += [torch.rand(hidden), torch.rand((time, batch, hidden)[-MASKS[mask] :])]
-    spec = _spec.FAMILIES["indrnn"].spec((activation,), biases, batch_first, bidirectional)
+    spec = _spec.FAMILIES["masked_indrnn"].spec((activation,), biases, batch_first, bidirectional)
 
     def leaf(tensor: Tensor) -> Tensor:
         return tensor.to(dtype).requires_grad_()

@@ -93,6 +93,17 @@ struct HardSigmoidActivation {
     }
 };
 
+struct HalfLinearActivation {
+    template <class V>
+    static FASTRNN_INLINE V apply(V x) {
+        return select(x < V(0), sigmoid(x), x + V(1) / V(2));
+    }
+    template <class V>
+    static FASTRNN_INLINE V derivative(V y) {
+        return select(y < V(1) / V(2), SigmoidActivation::derivative(y), V(1));
+    }
+};
+
 template <class V>
 struct Applied {
     V value, kept;
@@ -161,6 +172,7 @@ struct ChosenFunctions {
             case Activation::hardtanh: return call(HardtanhActivation());
             case Activation::leaky_relu: return call(LeakyReluActivation());
             case Activation::hardsigmoid: return call(HardSigmoidActivation<6>());
+            case Activation::half_linear: return call(HalfLinearActivation());
             default: return call(HardSigmoidActivation<5>());
         }
     }

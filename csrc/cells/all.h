@@ -3,10 +3,13 @@
 
 #include "cell.h"
 #include "gru.h"
+#include "indrnn.h"
 #include "lstm.h"
 #include "lstm_options.h"
+#include "minimal.h"
 #include "norm.h"
 #include "rnn.h"
+#include "slstm.h"
 #include "zoneout.h"
 #if defined(FASTRNN_TEST_CELL_HEADER)
 #include FASTRNN_TEST_CELL_HEADER

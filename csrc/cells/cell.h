@@ -15,7 +15,7 @@
 //
 // where V is the engine's value type: lanes of units on the CPU, a scalar on the device. handed_on is asked of every
 // stage but the last, and of the last too where the cell may be projected. The engines bring sigmoid, tanh, fma, select
-// and absolute of V.
+// and absolute of V; the CPU's also exp, log_sigmoid and larger.
 //
 // A cell of whole rows has traits alone: what it computes needs all units of a row, so the engine has functions for it.
 #pragma once
@@ -44,13 +44,14 @@ struct CellTraits {
     SlotRange input;                                         // the slots that x W^T feeds
     int stages = 1;
     SlotRange recurrent[kMaxCellStages];  // the slots that each stage's product with rows of w_hh feeds
-    int c_saved = -1;                     // which of the saved values is c'; -1: the cell has no c
-    bool may_project = false;             // takes w_hr
-    bool reads_h = false;  // its arithmetic takes h too, and h has a gradient beside that of the products
-    int operands = 0;      // values a unit beside the gates, see Operand in kernels.h
-    int learned = 0;       // the first of them are parameters, and have gradients
-    int zone_h = -1;       // the operand that zones out h (zoneout.h), and
-    int zone_c = -1;       // the one that zones out c; each -1 where there is none
+    int c_saved = -1;          // which of the saved values is c', or the first of its memories; -1: the cell has no c
+    int memories = 1;          // M: what c consists of
+    bool may_project = false;  // takes w_hr
+    bool reads_h = false;      // its arithmetic takes h too, and h has a gradient beside that of the products
+    int operands = 0;          // values a unit beside the gates, see Operand in kernels.h
+    int learned = 0;           // the first of them are parameters, and have gradients
+    int zone_h = -1;           // the operand that zones out h (zoneout.h), and
+    int zone_c = -1;           // the one that zones out c; each -1 where there is none
     // The arithmetic takes all units of a row at once, and with each row's gradients keeps `row_values` values a unit,
     // of which the gradients of the biases and the operands are made.
     bool whole_rows = false;
@@ -84,7 +85,8 @@ struct ForwardUnit {
     V out;              // on return: what the stage hands on
     const V* operands;  // [operands]
     Functions functions = {};
-    unsigned given = 0;  // bit i: operand i is there
+    unsigned given = 0;   // bit i: operand i is there
+    V* others = nullptr;  // [M - 1] the memories behind c, like it
 
     FASTRNN_INLINE bool has(int operand) const { return given >> operand & 1; }
 };
@@ -102,7 +104,9 @@ struct BackwardUnit {
     V* d_slots;         // [slots]
     V* d_operands;      // [learned]
     Functions functions = {};
-    unsigned given = 0;  // as in ForwardUnit
+    unsigned given = 0;         // as in ForwardUnit
+    const V* others = nullptr;  // [M - 1] before the step, and their gradients, like c's
+    V* d_others = nullptr;
 
     FASTRNN_INLINE bool has(int operand) const { return given >> operand & 1; }
 };
@@ -118,6 +122,8 @@ constexpr bool check_cell(Cell cell) {
     fits = fits && (t.c_saved >= 0) == (info.states == 2) && t.may_project == info.may_project;
     fits = fits && (t.recurrent[0].count > 0) == info.recurrent;
     fits = fits && t.slots >= 1 && t.slots <= kMaxSlots && t.c_saved < t.saved;
+    fits = fits && t.memories == info.memories && t.memories <= kMaxMemories;
+    fits = fits && (t.memories == 1 || (t.c_saved + t.memories <= t.saved && t.zone_c < 0 && !t.whole_rows));
     fits = fits && (t.saved == 0 || t.saved >= t.slots);
     fits = fits && t.learned <= t.operands && t.operands <= kMaxOperands;
     fits = fits && (!t.whole_rows || (t.stages == 1 && t.saved > 0));

@@ -17,7 +17,7 @@ class BackwardPass : BackwardLayout<T> {
     using V = Vec<T>;
     using Layout = BackwardLayout<T>;
     using Layout::arena_, Layout::barriers_, Layout::buffers_, Layout::heads_, Layout::cell_, Layout::chunk_,
-        Layout::chunk_rows_, Layout::flags_, Layout::grain_, Layout::hidden_padded_;
+        Layout::cell_width_, Layout::chunk_rows_, Layout::flags_, Layout::grain_, Layout::hidden_padded_;
     using Layout::k_, Layout::kLanes, Layout::kScratch, Layout::kTile, Layout::offsets_, Layout::p_, Layout::recurrent_;
     using Layout::recurrent_padded_, Layout::row_addresses_, Layout::s_, Layout::scratch_, Layout::stages_;
     using Layout::threads_, Layout::values_stride_, Layout::zeros_;
@@ -33,8 +33,7 @@ class BackwardPass : BackwardLayout<T> {
         BackwardPass pass(params, params.workspace);
         fill_offsets(params.shape, pass.offsets_);
         __builtin_memset(pass.flags_, 0, sizeof(Flag) * 3 * static_cast<size_t>(pass.threads_));
-        const Shape& s = params.shape;
-        __builtin_memset(pass.zeros_, 0, sizeof(T) * static_cast<size_t>(max(s.hidden, pass.recurrent_)));
+        __builtin_memset(pass.zeros_, 0, sizeof(T) * static_cast<size_t>(max(pass.cell_width_, pass.recurrent_)));
         run_team(pass.threads_, [&pass](int thread, int threads) { pass.work(thread, threads); });
     }
 
@@ -136,7 +135,7 @@ class BackwardPass : BackwardLayout<T> {
         const Range columns = part_of(recurrent_, place);
         const bool has_c = k_.c_saved >= 0;
         load_state(p_.d_h_n, steps, d, rows, columns, recurrent_, b.d_h);
-        if (has_c) load_state(p_.d_c_n, steps, d, rows, place.units, s_.hidden, b.d_c);
+        if (has_c) load_state(p_.d_c_n, steps, d, rows, place.units, s_.hidden, b.d_c, k_.memories);
         for (int64_t last = s_.time; last > 0; last -= chunk_) {
             const int64_t first = last > chunk_ ? last - chunk_ : 0;
             const int64_t t = min(steps.time_of(first), steps.time_of(last - 1)), end = t + last - first - 1;
@@ -154,7 +153,7 @@ class BackwardPass : BackwardLayout<T> {
             place.direction.wait();  // before the next chunk takes their place
         }
         if (p_.d_h0) store_state(b.d_h, steps, d, rows, columns, recurrent_, p_.d_h0);
-        if (has_c && p_.d_c0) store_state(b.d_c, steps, d, rows, place.units, s_.hidden, p_.d_c0);
+        if (has_c && p_.d_c0) store_state(b.d_c, steps, d, rows, place.units, s_.hidden, p_.d_c0, k_.memories);
     }
 
     // Nothing goes back from a state of zeros. The columns and units are those that this thread makes and reads.
@@ -163,7 +162,9 @@ class BackwardPass : BackwardLayout<T> {
         for (int64_t b = rows.begin; b < rows.end; ++b) {
             if (now.steps.origin(now.step, b) != Origin::zero) continue;
             clear_part(buffers.d_h + b * recurrent_padded_, columns);
-            if (k_.c_saved >= 0) clear_part(buffers.d_c + b * hidden_padded_, units);
+            for (int m = 0; m < memories_of(k_); ++m) {
+                clear_part(buffers.d_c + (b * k_.memories + m) * hidden_padded_, units);
+            }
         }
     }
 
@@ -179,17 +180,21 @@ class BackwardPass : BackwardLayout<T> {
         return as(p_.reserve) + (d * s_.rows + row) * k_.saved * hidden_padded_;
     }
 
-    const T* previous_c(int d, const Steps& steps, int64_t step, int64_t b) const {
-        return state_before(steps, step, b, p_.c0, zeros_, d, s_.hidden, [&] {
+    void place_previous_c(int d, const Steps& steps, int64_t step, int64_t b, int64_t r,
+                          const T* (*to)[kRowBlock]) const {
+        int64_t apart = s_.hidden;
+        const T* const row = state_before(steps, step, b, p_.c0, zeros_, d, cell_width_, [&] {
+            apart = hidden_padded_;
             return saved_row(d, steps.first_row(steps.time_of(step - 1)) + b) + k_.c_saved * hidden_padded_;
         });
+        place_memories(row, apart, k_.memories, r, to);
     }
 
     // a block of rows, by their addresses
     struct Block {
-        const T *saved[kRowBlock], *h[kRowBlock], *c[kRowBlock], *y[kRowBlock], *d_out[kRowBlock], *d_y[kRowBlock];
-        const T* extra[kMaxOperands][kRowBlock];
-        T *d_h[kRowBlock], *d_c[kRowBlock], *d_values[kRowBlock], *handed_on[kRowBlock];
+        const T *saved[kRowBlock], *h[kRowBlock], *y[kRowBlock], *d_out[kRowBlock], *d_y[kRowBlock];
+        const T *c[kMaxMemories][kRowBlock], *extra[kMaxOperands][kRowBlock];
+        T *d_h[kRowBlock], *d_c[kMaxMemories][kRowBlock], *d_values[kRowBlock], *handed_on[kRowBlock];
         BackwardTile<T> tile;
     };
 
@@ -205,12 +210,15 @@ class BackwardPass : BackwardLayout<T> {
             const int64_t b = first + r, row = now.steps.first_row(now.t) + b, in_chunk = row - now.chunk.first_row;
             block.saved[r] = k_.saved ? saved_row(d, row) : nullptr;
             block.h[r] = k_.reads_h ? previous_h(d, now.steps, now.step, b) : nullptr;
-            block.c[r] = k_.c_saved >= 0 ? previous_c(d, now.steps, now.step, b) : nullptr;
             block.y[r] = y(d).at(now.steps, now.t, b);
             block.d_out[r] = d_out + b * (last ? recurrent_padded_ : hidden_padded_);
             block.d_y[r] = p_.d_y ? d_y.at(now.steps, now.t, b) : zeros_;
             block.d_h[r] = buffers.d_h + b * recurrent_padded_;
-            block.d_c[r] = buffers.d_c + b * hidden_padded_;
+            if (k_.c_saved >= 0) {
+                place_previous_c(d, now.steps, now.step, b, r, block.c);
+                place_memories(buffers.d_c + b * k_.memories * hidden_padded_, hidden_padded_, k_.memories, r,
+                               block.d_c);
+            }
             block.d_values[r] = current.d_values + in_chunk * current.stride;
             block.handed_on[r] = handed_on ? handed_on + in_chunk * hidden_padded_ : nullptr;
         }
@@ -222,12 +230,14 @@ class BackwardPass : BackwardLayout<T> {
         tile.padded = hidden_padded_;
         tile.saved = block.saved;
         tile.h = k_.reads_h ? block.h : nullptr;
-        tile.c = block.c;
         tile.y = block.y;
         tile.d_out = block.d_out;
         tile.d_y = last ? block.d_y : nullptr;
         tile.d_h = k_.reads_h ? block.d_h : nullptr;
-        tile.d_c = block.d_c;
+        for (int m = 0; m < memories_of(k_); ++m) {
+            tile.c[m] = block.c[m];
+            tile.d_c[m] = block.d_c[m];
+        }
         tile.d_values = block.d_values;
         tile.handed_on = handed_on ? block.handed_on : nullptr;
         fill_operands(p_.weights[d], p_.functions, k_.operands, now.steps, now.t, first, count, block.extra, tile);
@@ -295,7 +305,7 @@ class BackwardPass : BackwardLayout<T> {
                                           {p_.d_cell_states_stride_time, p_.d_cell_states_stride_batch, s_.packed}};
         for (int64_t r = 0; r < tile.rows; ++r) {
             const T* const from = d_cell_states.at(now.steps, now.t, first + r);
-            T* const d_c = tile.d_c[r];
+            T* const d_c = tile.d_c[0][r];
             for (int64_t u = tile.begin; u < tile.end; u += kLanes) {
                 (V::load(d_c + u) + load_units(from, u, s_.hidden)).store(d_c + u);
             }

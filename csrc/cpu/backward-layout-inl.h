@@ -13,26 +13,28 @@ constexpr int64_t kLyingSteps = 2;
 // about so many rows of the sequence make a chunk; what they are depends on sizes alone
 constexpr int64_t kChunkRows = 512;
 
-// Columns of a state's rows [D, B, width], or zeros where there is none, in rows of padded width: where the gradient of
-// a final state waits until its row's last step comes.
+// Columns of a state's rows [D, B, parts, width], or zeros where there is none, in rows of padded width: where the
+// gradient of a final state waits until its row's last step comes.
 template <class T>
-void load_state(const void* state, const Steps& steps, int d, Range rows, Range columns, int64_t width, T* to) {
+void load_state(const void* state, const Steps& steps, int d, Range rows, Range columns, int64_t width, T* to,
+                int parts = 1) {
     using V = Vec<T>;
-    for (int64_t b = rows.begin; b < rows.end; ++b) {
-        const T* const from =
-            state ? static_cast<const T*>(state) + (d * steps.batch + steps.row_of(b)) * width : nullptr;
+    for (int64_t i = rows.begin * parts; i < rows.end * parts; ++i) {
+        const int64_t row = (d * steps.batch + steps.row_of(i / parts)) * parts + i % parts;
+        const T* const from = state ? static_cast<const T*>(state) + row * width : nullptr;
         for (int64_t u = columns.begin; u < columns.end; u += V::kLanes) {
-            (from ? load_units(from, u, width) : V{T(0)}).store(to + b * padded_units(width) + u);
+            (from ? load_units(from, u, width) : V{T(0)}).store(to + i * padded_units(width) + u);
         }
     }
 }
 
 // and back
 template <class T>
-void store_state(const T* from, const Steps& steps, int d, Range rows, Range columns, int64_t width, void* state) {
-    for (int64_t b = rows.begin; b < rows.end; ++b) {
-        copy_part(from + b * padded_units(width), static_cast<T*>(state) + (d * steps.batch + steps.row_of(b)) * width,
-                  columns);
+void store_state(const T* from, const Steps& steps, int d, Range rows, Range columns, int64_t width, void* state,
+                 int parts = 1) {
+    for (int64_t i = rows.begin * parts; i < rows.end * parts; ++i) {
+        const int64_t row = (d * steps.batch + steps.row_of(i / parts)) * parts + i % parts;
+        copy_part(from + i * padded_units(width), static_cast<T*>(state) + row * width, columns);
     }
 }
 
@@ -75,7 +77,7 @@ struct BackwardLayout {
         const T* w_ih[kMaxProductSlots];
         T* d_values;  // [K, gradients, Hp]
         T* d_h;       // [B, Rp]: on its way back through time
-        T* d_c;       // [B, Hp]
+        T* d_c;       // [B, M, Hp]
         T* d_x;       // [N, I]: the second direction's part
         T* masked_h;  // [K, Rp]: what the first product multiplied, with a mask
         T* d_masked;  // [B, padded]: gradients of what a product multiplied, with a mask
@@ -89,19 +91,20 @@ struct BackwardLayout {
           stages_(k_.stages + (s_.projection ? 1 : 0)),
           heads_(Heads::of(s_)),
           recurrent_(s_.projection ? s_.projection : s_.hidden),
+          cell_width_(k_.memories * s_.hidden),
           hidden_padded_(padded_units(s_.hidden)),
           recurrent_padded_(padded_units(recurrent_)),
           values_stride_(k_.gradients() * hidden_padded_),
           arena_(workspace) {
         threads_ = useful_threads<T>(s_, k_.gates, 2, params.threads);
         const bool apart = !k_.whole_rows && heads_.part(s_, threads_of_first(s_.directions == 2, threads_));
-        barriers_ = apart ? 0 : stages_;
+        barriers_ = apart || k_.recurrent[0].count == 0 ? 0 : stages_;
         grain_ = k_.whole_rows ? round_up(max(s_.hidden, 1), kTile) : apart ? heads_.units : grain_of(heads_.units);
         chunk_ = min(s_.batch < kChunkRows ? kChunkRows / max(s_.batch, 1) : 1, s_.time);
         chunk_rows_ = min(chunk_ * s_.batch, s_.rows);
         flags_ = arena_.take<Flag>(3 * threads_);
         offsets_ = s_.batch_sizes ? arena_.take<int64_t>(s_.time + 1) : nullptr;
-        zeros_ = arena_.take<T>(max(s_.hidden, recurrent_));
+        zeros_ = arena_.take<T>(max(cell_width_, recurrent_));
         scratch_ = arena_.take<T>(threads_ * kScratch);
         row_addresses_ = arena_.take<const T*>(threads_ * chunk_rows_);
         for (int d = 0; d < s_.directions; ++d) lay_out(buffers_[d], d);
@@ -110,7 +113,7 @@ struct BackwardLayout {
     void lay_out(Buffers& b, int d) {
         b.d_values = arena_.take<T>(chunk_rows_ * values_stride_);
         b.d_h = arena_.take<T>(s_.batch * recurrent_padded_);
-        b.d_c = arena_.take<T>(k_.c_saved >= 0 ? s_.batch * hidden_padded_ : 0);
+        b.d_c = arena_.take<T>(s_.batch * memories_of(k_) * hidden_padded_);
         const Weights& w = p_.weights[d];
         // where all is one chunk w_ih is read as it lies, by columns, if there are enough of them for all threads
         const bool lies = chunk_ == s_.time && (threads_ == 1 || s_.input >= kTile * threads_);
@@ -173,7 +176,7 @@ struct BackwardLayout {
     const CellTraits k_;
     const int stages_;
     const Heads heads_;
-    const int64_t recurrent_, hidden_padded_, recurrent_padded_;
+    const int64_t recurrent_, cell_width_, hidden_padded_, recurrent_padded_;
     const int64_t values_stride_;  // from row to row of d_values
     Arena arena_;
     int threads_, barriers_;      // of a step, where units are split
@@ -181,7 +184,7 @@ struct BackwardLayout {
     int64_t chunk_, chunk_rows_;  // steps of a chunk, and the most rows that they have
     Flag* flags_;
     int64_t* offsets_;         // [T + 1], ragged only
-    T* zeros_;                 // [max(H, R)]
+    T* zeros_;                 // [max(M*H, R)]
     T* scratch_;               // [threads, kScratch]
     const T** row_addresses_;  // [threads, chunk_rows_]
     Buffers buffers_[2];

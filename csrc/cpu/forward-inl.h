@@ -25,7 +25,7 @@ template <class T>
 class ForwardPass : ForwardLayout<T> {
     using Layout = ForwardLayout<T>;
     using Layout::arena_, Layout::grain_, Layout::buffers_, Layout::by_tiles_, Layout::chunk_, Layout::flags_,
-        Layout::hidden_padded_, Layout::k_;
+        Layout::cell_width_, Layout::hidden_padded_, Layout::k_;
     using Layout::barriers_, Layout::head_rows_, Layout::heads_, Layout::keeps_slots_, Layout::offsets_, Layout::p_;
     using Layout::masked_, Layout::masked_padded_, Layout::masked_rows_, Layout::packs_tiles_, Layout::prepared_;
     using Layout::prepared_rows_, Layout::prepared_size_, Layout::recurrent_, Layout::recurrent_padded_, Layout::s_;
@@ -43,8 +43,7 @@ class ForwardPass : ForwardLayout<T> {
         ForwardPass pass(params, params.workspace);
         fill_offsets(params.shape, pass.offsets_);
         __builtin_memset(pass.flags_, 0, sizeof(Flag) * 3 * static_cast<size_t>(pass.threads_));
-        const Shape& s = params.shape;
-        __builtin_memset(pass.zeros_, 0, sizeof(T) * static_cast<size_t>(max(s.hidden, pass.recurrent_)));
+        __builtin_memset(pass.zeros_, 0, sizeof(T) * static_cast<size_t>(max(pass.cell_width_, pass.recurrent_)));
         run_team(pass.threads_, [&pass](int thread, int threads) { pass.work(thread, threads); });
     }
 
@@ -253,8 +252,8 @@ class ForwardPass : ForwardLayout<T> {
 
     // a block of rows, by their addresses
     struct Block {
-        const T *operand[kRowBlock], *h[kRowBlock], *c[kRowBlock], *extra[kMaxOperands][kRowBlock];
-        T *slots[kRowBlock], *c_next[kRowBlock], *out[kRowBlock], *y[kRowBlock];
+        const T *operand[kRowBlock], *h[kRowBlock], *c[kMaxMemories][kRowBlock], *extra[kMaxOperands][kRowBlock];
+        T *slots[kRowBlock], *c_next[kMaxMemories][kRowBlock], *out[kRowBlock], *y[kRowBlock];
         ForwardTile<T> tile;
     };
 
@@ -272,9 +271,11 @@ class ForwardPass : ForwardLayout<T> {
             block.out[r] = out + b * out_stride;
             if (last) block.y[r] = y.at(now.steps, now.t, b);
             if (k_.c_saved < 0) continue;
-            block.c_next[r] = buffers.c + b * hidden_padded_;
-            block.c[r] = state_before<T>(now.steps, now.step, b, p_.c0, zeros_, now.d, s_.hidden,
-                                         [&] { return block.c_next[r]; });
+            T* const kept = buffers.c + b * k_.memories * hidden_padded_;
+            const T* const before =
+                state_before<T>(now.steps, now.step, b, p_.c0, zeros_, now.d, cell_width_, [&] { return kept; });
+            place_memories(kept, hidden_padded_, k_.memories, r, block.c_next);
+            place_memories(before, before == kept ? hidden_padded_ : s_.hidden, k_.memories, r, block.c);
         }
         ForwardTile<T>& tile = block.tile;
         tile.rows = count;
@@ -282,8 +283,10 @@ class ForwardPass : ForwardLayout<T> {
         tile.padded = hidden_padded_;
         tile.slots = block.slots;
         tile.h = k_.reads_h ? block.h : nullptr;
-        tile.c = block.c;
-        tile.c_next = block.c_next;
+        for (int m = 0; m < memories_of(k_); ++m) {
+            tile.c[m] = block.c[m];
+            tile.c_next[m] = block.c_next[m];
+        }
         tile.out = block.out;
         tile.y = last ? block.y : nullptr;
         tile.keeps = keeps_slots_;
@@ -361,7 +364,7 @@ class ForwardPass : ForwardLayout<T> {
         if (!p_.cell_states || stage + 1 != k_.stages) return;
         const Rows<T> to = cell_states(now.d);
         for (int64_t r = 0; r < tile.rows; ++r) {
-            copy_part<T>(tile.c_next[r], to.at(now.steps, now.t, first + r), {tile.begin, tile.end});
+            copy_part<T>(tile.c_next[0][r], to.at(now.steps, now.t, first + r), {tile.begin, tile.end});
         }
     }
 
@@ -381,9 +384,12 @@ class ForwardPass : ForwardLayout<T> {
                                           : state_row(p_.h0, zeros_, steps, d, b, recurrent_);
             copy_part(h, static_cast<T*>(p_.h_n) + row * recurrent_, columns);
             if (k_.c_saved < 0) continue;
-            const T* const c =
-                length > 0 ? buffers_[d].c + b * hidden_padded_ : state_row(p_.c0, zeros_, steps, d, b, s_.hidden);
-            copy_part(c, static_cast<T*>(p_.c_n) + row * s_.hidden, units);
+            const T* const c = length > 0 ? buffers_[d].c + b * k_.memories * hidden_padded_
+                                          : state_row(p_.c0, zeros_, steps, d, b, cell_width_);
+            for (int m = 0; m < k_.memories; ++m) {
+                copy_part(c + m * (length > 0 ? hidden_padded_ : s_.hidden),
+                          static_cast<T*>(p_.c_n) + row * cell_width_ + m * s_.hidden, units);
+            }
         }
     }
 };

@@ -37,7 +37,7 @@ struct ForwardLayout {
         Stage stages[kMaxStages];
         T* bias;   // [slots, Hp]
         T* h[2];   // [B, Rp] each: the state before and after a step take turns
-        T* c;      // [B, Hp]
+        T* c;      // [B, M, Hp]
         T* slots;  // [chunk rows, slots, Hp], where the reserve does not hold them
     };
 
@@ -51,6 +51,7 @@ struct ForwardLayout {
           heads_(Heads::of(s_)),
           tile_(tile_units<T>(k_, heads_)),
           recurrent_(s_.projection ? s_.projection : s_.hidden),
+          cell_width_(k_.memories * s_.hidden),
           hidden_padded_(padded_units(s_.hidden)),
           recurrent_padded_(padded_units(recurrent_)),
           masked_padded_(max(hidden_padded_, recurrent_padded_)),
@@ -58,7 +59,7 @@ struct ForwardLayout {
           arena_(workspace) {
         threads_ = useful_threads<T>(s_, k_.gates, 1, params.threads);
         const bool apart = !k_.whole_rows && heads_.part(s_, threads_of_first(s_.directions == 2, threads_));
-        barriers_ = apart ? 0 : stages_;
+        barriers_ = apart || k_.recurrent[0].count == 0 ? 0 : stages_;
         grain_ = k_.whole_rows ? round_up(max(s_.hidden, 1), tile_)
                  : apart       ? heads_.units
                                : max(tile_, 64 / static_cast<int64_t>(sizeof(T)));
@@ -67,7 +68,7 @@ struct ForwardLayout {
         choose_chunk(row_bytes * s_.batch, weight_bytes);
         flags_ = arena_.take<Flag>(3 * threads_);
         offsets_ = s_.batch_sizes ? arena_.take<int64_t>(s_.time + 1) : nullptr;
-        zeros_ = arena_.take<T>(max(s_.hidden, recurrent_));
+        zeros_ = arena_.take<T>(max(cell_width_, recurrent_));
         const ProductForm<T>* const x_form = form_for(s_.rows, 1, s_.rows > kUnpackedRows);
         const ProductForm<T>* const h_form =
             form_for(s_.batch, s_.time, s_.rows > kUnpackedRows && packs_recurrent(weight_bytes));
@@ -135,7 +136,7 @@ struct ForwardLayout {
         b.bias = arena_.take<T>(k_.slots * hidden_padded_);
         b.h[0] = arena_.take<T>(s_.batch * recurrent_padded_);
         b.h[1] = arena_.take<T>(s_.batch * recurrent_padded_);
-        b.c = arena_.take<T>(k_.c_saved >= 0 ? s_.batch * hidden_padded_ : 0);
+        b.c = arena_.take<T>(s_.batch * memories_of(k_) * hidden_padded_);
         b.slots = arena_.take<T>(keeps_slots_ ? 0 : chunk_ * s_.batch * k_.slots * hidden_padded_);
     }
 
@@ -195,7 +196,7 @@ struct ForwardLayout {
     const int stages_;
     const Heads heads_;
     const int64_t tile_;  // units
-    const int64_t recurrent_, hidden_padded_, recurrent_padded_, masked_padded_;
+    const int64_t recurrent_, cell_width_, hidden_padded_, recurrent_padded_, masked_padded_;
     const bool keeps_slots_;  // the reserve holds the slots
     Arena arena_;
     int threads_, barriers_;  // of a step, where units are split
@@ -203,7 +204,7 @@ struct ForwardLayout {
     int64_t chunk_;           // time steps whose product with x is made at once
     Flag* flags_;
     int64_t* offsets_;  // [T + 1], ragged only
-    T* zeros_;          // [max(H, R)]
+    T* zeros_;          // [max(M*H, R)]
     bool packs_tiles_,
         by_tiles_;  // w_ih meets all rows of a chunk a tile of units at a time, packed for it alone or not
     int64_t tile_size_;

@@ -192,18 +192,18 @@ FASTRNN_NOINLINE void forward_rows(const ForwardTile<T>& tile) {
             if (y) store_units(value, y, u, hidden);
         };
         // c' as it was made: where it is zoned out, not yet in the place of that which is carried on
-        T* const made = !zone_c ? tile.c_next[r] : tile.keeps ? tile.slots[r] + k.c_saved * padded : tile.slots[r];
+        T* const made = !zone_c ? tile.c_next[0][r] : tile.keeps ? tile.slots[r] + k.c_saved * padded : tile.slots[r];
         for (int64_t u = 0; u < hidden; u += V::kLanes) {
             V values[kPlain.stored()];
             row.fill(values, u);
             ForwardUnit<V> unit{values, zero, zero, zero, nullptr, tile.functions};
             if constexpr (k.reads_h) unit.h = load_units(tile.h[r], u, hidden);
-            if constexpr (C::kHasC) unit.c = load_units(tile.c[r], u, hidden);
+            if constexpr (C::kHasC) unit.c = load_units(tile.c[0][r], u, hidden);
             const V before = unit.c;
             Plain::template forward<0>(unit);
             if constexpr (C::kHasC) {
                 unit.c.store(made + u);
-                if (zone_c) zone_out(unit.c, before, load_units(zone_c, u, hidden)).store(tile.c_next[r] + u);
+                if (zone_c) zone_out(unit.c, before, load_units(zone_c, u, hidden)).store(tile.c_next[0][r] + u);
                 values[Plain::kOutputGate].store(out + u);
             } else {
                 hand_on(unit.out, u);
@@ -216,7 +216,7 @@ FASTRNN_NOINLINE void forward_rows(const ForwardTile<T>& tile) {
                 values[Plain::kOutputGate] = V::load(out + u);
                 values[kPlain.c_saved] = c.scaled(0, u);
                 hand_on(Plain::template handed_on<0>(plain_unit<V>(values, nullptr, tile.functions)), u);
-                if (tile.keeps) V::load(tile.c_next[r] + u).store(tile.slots[r] + k.c_saved * padded + u);
+                if (tile.keeps) V::load(tile.c_next[0][r] + u).store(tile.slots[r] + k.c_saved * padded + u);
             }
         }
     }
@@ -256,7 +256,7 @@ FASTRNN_NOINLINE void backward_rows(const BackwardTile<T>& tile) {
             for (int64_t u = 0; zone_c && u < hidden; u += V::kLanes) {
                 V values[kPlain.stored()];
                 row.fill(values, u);
-                ForwardUnit<V> again{values, zero, load_units(tile.c[r], u, hidden), zero, nullptr, tile.functions};
+                ForwardUnit<V> again{values, zero, load_units(tile.c[0][r], u, hidden), zero, nullptr, tile.functions};
                 Plain::template forward<0>(again);
                 again.c.store(made + u);
             }
@@ -289,14 +289,14 @@ FASTRNN_NOINLINE void backward_rows(const BackwardTile<T>& tile) {
                 V gates[kPlain.stored()], d_slots[kPlain.slots];
                 for (int i = 0; i < kPlain.slots; ++i) gates[i] = d_slots[i] = V::load(d + i * padded + u);
                 BackwardUnit<V> unit = unit_of(gates, d_slots);
-                unit.c = load_units(tile.c[r], u, hidden);
-                const V d_c = load_units(tile.d_c[r], u, hidden);
+                unit.c = load_units(tile.c[0][r], u, hidden);
+                const V d_c = load_units(tile.d_c[0][r], u, hidden);
                 auto split = ZonedGradient<V>(d_c);
                 if (zone_c) split = ZonedGradient<V>(d_c, load_units(zone_c, u, hidden));
                 unit.d_c = split.made + V::load(d_values + u);
                 Plain::backward_state(unit);
                 store(d_slots, u);
-                (zone_c ? unit.d_c + split.before : unit.d_c).store(tile.d_c[r] + u);
+                (zone_c ? unit.d_c + split.before : unit.d_c).store(tile.d_c[0][r] + u);
             }
         } else {
             for (int64_t u = 0; u < hidden; u += V::kLanes) {

@@ -19,8 +19,8 @@ struct ForwardTile {
     int64_t hidden, padded;                  // units that there are, and from slot to slot
     T* const* slots;                         // [slots][padded] of a row
     const T* const* h;                       // before the step; null where the cell does not read it
-    const T* const* c;                       // before the step, of a cell that has c
-    T* const* c_next;                        // may be c
+    const T* const* c[kMaxMemories];         // before the step, of a cell that has c
+    T* const* c_next[kMaxMemories];          // may be c
     T* const* out;                           // what the stage hands on
     T* const* y;                             // where it goes too, or null
     bool keeps;                              // the values that the backward pass needs, in the place of the slots
@@ -32,16 +32,16 @@ struct ForwardTile {
 template <class T>
 struct BackwardTile {
     int64_t rows, begin, end, hidden, padded;
-    const T* const* saved;  // [saved][padded] of a row
-    const T* const* h;      // before the step; null where the cell does not read it
-    const T* const* c;      // before the step
-    const T* const* y;      // h'
-    const T* const* d_out;  // of what the stage handed on; of h' what came back through time
-    const T* const* d_y;    // to be added to it, or null
-    T* const* d_h;          // on its way around the products: made by the last stage, added to by others; null with h
-    T* const* d_c;          // of c' on entry, of c on return
-    T* const* d_values;     // [gradients()][padded] of a row
-    T* const* handed_on;    // what the stage handed on, again, or null
+    const T* const* saved;            // [saved][padded] of a row
+    const T* const* h;                // before the step; null where the cell does not read it
+    const T* const* c[kMaxMemories];  // before the step
+    const T* const* y;                // h'
+    const T* const* d_out;            // of what the stage handed on; of h' what came back through time
+    const T* const* d_y;              // to be added to it, or null
+    T* const* d_h;  // on its way around the products: made by the last stage, added to by others; null with h
+    T* const* d_c[kMaxMemories];             // of c' on entry, of c on return
+    T* const* d_values;                      // [gradients()][padded] of a row
+    T* const* handed_on;                     // what the stage handed on, again, or null
     const T* const* operands[kMaxOperands];  // each null where there is none
     const T *b_ih, *b_hh;                    // as in ForwardTile
     Functions functions;
@@ -113,6 +113,14 @@ FASTRNN_INLINE const T* zone_row([[maybe_unused]] const Tile& tile, [[maybe_unus
     return nullptr;
 }
 
+constexpr int memories_of(const CellTraits& cell) { return cell.c_saved >= 0 ? cell.memories : 0; }
+
+// Where the memories of row r lie, in `to`: side by side in `row`, `apart` from each other.
+template <class Row, size_t kRows>
+void place_memories(Row* row, int64_t apart, int memories, int64_t r, Row* (*to)[kRows]) {
+    for (int m = 0; m < memories; ++m) to[m][r] = row + m * apart;
+}
+
 template <class C, int Stage>
 constexpr bool kIsLast = Stage + 1 == C::traits().stages;
 
@@ -132,8 +140,12 @@ FASTRNN_NOINLINE void forward_tile(const ForwardTile<T>& tile) {
         T* const y = kLast && tile.y ? tile.y[r] : nullptr;
         const T* const h = k.reads_h || (kZoneH >= 0 && tile.h) ? tile.h[r] : nullptr;
         const T *const zone_h = zone_row<T, kZoneH>(tile, r), *const zone_c = zone_row<T, kZoneC>(tile, r);
-        const T* const c = k.c_saved >= 0 ? tile.c[r] : nullptr;
-        T* const c_next = k.c_saved >= 0 ? tile.c_next[r] : nullptr;
+        const T* c[kMaxMemories] = {};
+        T* c_next[kMaxMemories] = {};
+        for (int m = 0; m < memories_of(k); ++m) {
+            c[m] = tile.c[m][r];
+            c_next[m] = tile.c_next[m][r];
+        }
         for (int64_t u = begin; u < end; u += V::kLanes) {
             V values[k.stored()], operands[kMaxOperands];
             for (int i = 0; i < k.slots; ++i) values[i] = V::load(slots + i * padded + u);
@@ -142,14 +154,18 @@ FASTRNN_NOINLINE void forward_tile(const ForwardTile<T>& tile) {
             }
             ForwardUnit<V> unit{values, V{T(0)}, V{T(0)}, V{T(0)}, operands, tile.functions, given};
             if constexpr (k.reads_h) unit.h = load_units(h, u, hidden);
-            if constexpr (k.c_saved >= 0) unit.c = load_units(c, u, hidden);
-            const V c_before = unit.c;
+            V others[kMaxMemories - 1];
+            if constexpr (k.c_saved >= 0) unit.c = load_units(c[0], u, hidden);
+            for (int m = 1; m < k.memories; ++m) others[m - 1] = load_units(c[m], u, hidden);
+            unit.others = others;
+            [[maybe_unused]] const V c_before = unit.c;
             C::template forward<Stage>(unit);
             if (zone_h) unit.out = zone_out(unit.out, load_units(h, u, hidden), load_units(zone_h, u, hidden));
             if constexpr (kZoneC >= 0) {
                 if (zone_c) values[k.c_saved] = unit.c = zone_out(unit.c, c_before, load_units(zone_c, u, hidden));
             }
-            if constexpr (kLast && k.c_saved >= 0) unit.c.store(c_next + u);
+            if constexpr (kLast && k.c_saved >= 0) unit.c.store(c_next[0] + u);
+            for (int m = 1; kLast && m < k.memories; ++m) others[m - 1].store(c_next[m] + u);
             for (int i = kKept.begin; keeps && i < kKept.end(); ++i) values[i].store(slots + i * padded + u);
             unit.out.store(out + u);
             if (y) store_units(unit.out, y, u, hidden);
@@ -184,9 +200,16 @@ FASTRNN_NOINLINE void backward_tile(const BackwardTile<T>& tile) {
             if constexpr (k.reads_h) unit.h = load_units(tile.h[r], u, hidden);
             if constexpr (k.saved == 0) unit.h_next = load_units(tile.y[r], u, hidden);
             if constexpr (k.c_saved >= 0) {
-                unit.c = load_units(tile.c[r], u, hidden);
-                unit.d_c = V::load(tile.d_c[r] + u);
+                unit.c = load_units(tile.c[0][r], u, hidden);
+                unit.d_c = V::load(tile.d_c[0][r] + u);
             }
+            V others[kMaxMemories - 1], d_others[kMaxMemories - 1];
+            for (int m = 1; m < k.memories; ++m) {
+                others[m - 1] = load_units(tile.c[m][r], u, hidden);
+                d_others[m - 1] = V::load(tile.d_c[m][r] + u);
+            }
+            unit.others = others;
+            unit.d_others = d_others;
             if constexpr (k.reads_h && !kLast) unit.d_h = V::load(tile.d_h[r] + u);
             V d_h_kept = zero, d_c_kept = zero;
             if (zone_h) {
@@ -206,7 +229,8 @@ FASTRNN_NOINLINE void backward_tile(const BackwardTile<T>& tile) {
                 // other threads may still multiply what a later stage has made
                 if (!k.belongs_to_later(Stage, i)) values[i].store(d_values + i * padded + u);
             }
-            if constexpr (k.c_saved >= 0) unit.d_c.store(tile.d_c[r] + u);
+            if constexpr (k.c_saved >= 0) unit.d_c.store(tile.d_c[0][r] + u);
+            for (int m = 1; m < k.memories; ++m) d_others[m - 1].store(tile.d_c[m][r] + u);
             if (k.reads_h || zone_h) unit.d_h.store(tile.d_h[r] + u);
             if constexpr (!kLast || k.may_project) {
                 if (tile.handed_on) C::template handed_on<Stage>(unit).store(tile.handed_on[r] + u);

@@ -159,7 +159,7 @@ class InputRows {
 
 // a cell that the engines have the arithmetic for; the others are refused
 template <class C>
-constexpr bool kRuns = C::traits().operands == 0 && C::traits().recurrent[0].count > 0;
+constexpr bool kRuns = C::traits().operands == 0 && C::traits().recurrent[0].count > 0 && C::traits().memories == 1;
 
 template <template <class, class> class Pass, class X, class C, class Visit>
 auto visit_known(const Visit& visit) {

@@ -81,7 +81,8 @@ struct Layer {
         check(!spec.single_step || (!batch_sizes && shape.directions == 1 && !spec.cell_states),
               "fastrnn: a single step has neither batch sizes nor lengths, one direction, and its states alone");
         check(!spec.ragged || batch_sizes, "fastrnn: a ragged sequence has lengths");
-        check(!spec.cell_states || has_cell_state(spec.cell), "fastrnn: ", spec.info().name, " has no cell states");
+        check(!spec.cell_states || (has_cell_state(spec.cell) && spec.info().memories == 1),
+              "fastrnn: ", spec.info().name, " has no cell states");
         shape.input = x.size(dim - 1);
         if (packed) {
             check(batch_sizes->dim() == 1 && batch_sizes->scalar_type() == ScalarType::Long && batch_sizes->is_cpu(),
@@ -272,7 +273,7 @@ struct Layer {
         operand = dense(operand);
     }
 
-    int64_t state_width(size_t index) const { return index == 0 ? recurrent : shape.hidden; }
+    int64_t state_width(size_t index) const { return index == 0 ? recurrent : cell_width(spec.cell, shape.hidden); }
 
     // for a pass that takes plain weights alone
     void widen_weights() {

@@ -38,7 +38,7 @@ std::vector<Tensor> run_forward(const Layer& layer, bool training) {
     p.y_stride_time = strides.time;
     p.y_stride_batch = strides.batch;
     p.h_n = layer.spec.single_step ? p.y : next(layer.empty_state(layer.recurrent));
-    if (has_cell_state(layer.spec.cell)) p.c_n = next(layer.empty_state(s.hidden));
+    if (has_cell_state(layer.spec.cell)) p.c_n = next(layer.empty_state(layer.state_width(1)));
     if (layer.spec.cell_states) {
         p.cell_states = next(layer.empty_output(s.directions * s.hidden));
         const auto of_c = layer.strides_of(outputs.back());

@@ -31,7 +31,8 @@ std::string cell_text(const CellInfo& cell) {
            member("saved", int64_t{cell.saved}) + ", " + member("states", int64_t{cell.states}) + ", " +
            member("has_activation", cell.has_activation) + ", " + member("may_project", cell.may_project) + ", " +
            member("recurrent", cell.recurrent) + ", " + member("operands", int64_t{cell.operands}) + ", " +
-           member("learned", int64_t{cell.learned}) + ", " + member("required", int64_t{cell.required}) + "}";
+           member("learned", int64_t{cell.learned}) + ", " + member("required", int64_t{cell.required}) + ", " +
+           member("memories", int64_t{cell.memories}) + "}";
 }
 
 std::string field_text(const BitField& field) {

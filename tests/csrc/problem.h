@@ -30,6 +30,7 @@ struct Problem {
     int64_t gates() const { return fastrnn::gate_count(cell) * hidden; }
     int64_t recurrent() const { return projection ? projection : hidden; }
     int64_t head_length() const { return recurrent() / heads; }
+    int64_t cell_width() const { return fastrnn::cell_width(cell, hidden); }
     bool has_c() const { return fastrnn::has_cell_state(cell); }
     bool layer_norm() const {
         return cell == Cell::lstm_layer_norm || cell == Cell::gru_layer_norm || cell == Cell::rnn_layer_norm;
@@ -117,9 +118,12 @@ inline Tensors random_tensors(const Problem& p) {
     const double recurrent = std::exp2(std::floor(-std::log2(p.head_length()) / 2));  // states neither fade nor grow
     Tensors t;
     for (int d = 0; d < p.directions; ++d) {
-        t.weights[d] = {random(p.gates() * p.input, 0.25),    random(p.gates() * p.head_length(), recurrent),
-                        random(p.biases ? p.gates() : 0, 1),  random(p.biases ? p.gates() : 0, 1),
-                        random(p.projection * p.hidden, 0.5), {}};
+        t.weights[d] = {random(p.gates() * p.input, 0.25),
+                        random(p.info().recurrent ? p.gates() * p.head_length() : 0, recurrent),
+                        random(p.biases ? p.gates() : 0, 1),
+                        random(p.biases && p.info().recurrent ? p.gates() : 0, 1),
+                        random(p.projection * p.hidden, 0.5),
+                        {}};
         for (int i = 0; i < p.operands(); ++i) {
             t.weights[d].operands[i] = random(p.operand_size(i), 1);
             for (double& value : t.weights[d].operands[i]) {
@@ -131,10 +135,14 @@ inline Tensors random_tensors(const Problem& p) {
     const int64_t states = p.directions * p.batch;
     t.x = random(p.rows() * p.input, 2);
     t.h0 = random(p.states ? states * p.recurrent() : 0, 1);
-    t.c0 = random(p.states && p.has_c() ? states * p.hidden : 0, 1);
+    t.c0 = random(p.states && p.has_c() ? states * p.cell_width() : 0, 1);
+    for (size_t i = 0; i < t.c0.size() && p.info().memories == 3; ++i) {  // n is above zero
+        const size_t unit = i % static_cast<size_t>(3 * p.hidden), hidden = static_cast<size_t>(p.hidden);
+        if (unit >= hidden && unit < 2 * hidden) t.c0[i] = std::fabs(t.c0[i]) + 0.5;
+    }
     t.y = random(p.rows() * p.directions * p.recurrent(), 1);
     t.h_n = random(states * p.recurrent(), 1);
-    t.c_n = random(p.has_c() ? states * p.hidden : 0, 1);
+    t.c_n = random(p.has_c() ? states * p.cell_width() : 0, 1);
     t.cell_states = random(p.cell_states ? p.rows() * p.directions * p.hidden : 0, 1);
     return t;
 }
@@ -148,7 +156,8 @@ class Reference {
         tape.clear();
         const std::vector<Var> x = leaves(given.x);
         const std::vector<Var> h0 = leaves(p.states ? given.h0 : zeros(p.directions * p.batch * p.recurrent()));
-        const std::vector<Var> c0 = leaves(p.states && p.has_c() ? given.c0 : zeros(p.directions * p.batch * p.hidden));
+        const std::vector<Var> c0 =
+            leaves(p.states && p.has_c() ? given.c0 : zeros(p.directions * p.batch * p.cell_width()));
         std::vector<Var> y(static_cast<size_t>(p.rows() * p.directions * p.recurrent()));
         std::vector<Var> h_n(h0.size()), c_n(c0.size());
         std::vector<Var> cells(static_cast<size_t>(p.rows() * p.directions * p.hidden));
@@ -161,7 +170,7 @@ class Reference {
                 const int64_t state = d * p.batch + b;
                 mask_ = p.masked ? w.recurrent_mask.data() + b * p.recurrent() : nullptr;
                 given_ = &w;
-                std::vector<Var> h = slice(h0, state, p.recurrent()), c = slice(c0, state, p.hidden);
+                std::vector<Var> h = slice(h0, state, p.recurrent()), c = slice(c0, state, p.cell_width());
                 for (int64_t i = 0; i < p.length(b); ++i) {
                     const int64_t t = d ? p.length(b) - 1 - i : i, row = p.row_of(t, b);
                     if (d ? i > 0 && p.is_reset(t + 1, b) : p.is_reset(t, b)) {
@@ -171,10 +180,10 @@ class Reference {
                     zone_row_ = (t * p.batch + b) * p.hidden;
                     step(weights[d], slice(x, row, p.input), h, c);
                     write(h, y, (row * p.directions + d) * p.recurrent());
-                    write(c, cells, (row * p.directions + d) * p.hidden);
+                    if (p.cell_states) write(c, cells, (row * p.directions + d) * p.hidden);
                 }
                 write(h, h_n, state * p.recurrent());
-                write(c, c_n, state * p.hidden);
+                write(c, c_n, state * p.cell_width());
             }
         }
         outputs.y = values(y);
@@ -217,6 +226,7 @@ class Reference {
             case Activation::silu: return x * sigmoid(x);
             case Activation::leaky_relu: return x.value() > 0 ? x : x * Var(0.01);
             case Activation::hardsigmoid: return clamp(x * Var(1.0 / 6) + Var(0.5), 0, 1);
+            case Activation::half_linear: return x.value() < 0 ? sigmoid(x) : x + Var(0.5);
             case Activation::onnx_hardsigmoid: return clamp(x * Var(0.2) + Var(0.5), 0, 1);
             default: return tanh(x);
         }
@@ -233,6 +243,7 @@ class Reference {
         const int64_t H = p_.hidden;
         const auto at = [](const Vars& v, int64_t i) { return v[static_cast<size_t>(i)]; };
         const Vars products_x = product(w.w_ih, w.b_ih, w.operands[0], x, 1);
+        if (p_.cell == Cell::slstm || !p_.info().recurrent) return step_of_others(w, products_x, h, c);
         const Vars products_h = product(w.w_hh, w.b_hh, w.operands[1], masked(h), p_.heads);
         const auto from_x = [&](int64_t gate, int64_t u) { return at(products_x, gate * H + u); };
         const auto from_h = [&](int64_t gate, int64_t u) { return at(products_h, gate * H + u); };
@@ -284,6 +295,36 @@ class Reference {
         if (p_.projection) {
             h.clear();
             for (int64_t r = 0; r < p_.projection; ++r) h.push_back(affine(w.w_hr, {}, r, h_next, 1));
+        }
+    }
+
+    // sLSTM, IndRNN, minGRU and minLSTM
+    void step_of_others(const Weights& w, const Vars& products_x, Vars& h, Vars& c) const {
+        const size_t H = at_(p_.hidden);
+        const bool exponential = p_.cell == Cell::slstm;
+        const Vars products_h = exponential ? product(w.w_hh, w.b_hh, {}, masked(h), p_.heads) : Vars();
+        for (size_t u = 0; u < H; ++u) {
+            const auto seen = [&](size_t gate) {
+                return exponential ? products_x[gate * H + u] + products_h[gate * H + u] : products_x[gate * H + u];
+            };
+            if (p_.cell == Cell::indrnn) {
+                h[u] = activate(seen(0) + w.operands[0][u] * h[u]);
+            } else if (p_.cell == Cell::min_gru) {
+                const Var z = sigmoid(seen(0));
+                h[u] = (Var(1.0) - z) * h[u] + z * activate(seen(1));
+            } else if (p_.cell == Cell::min_lstm) {
+                const Var i = sigmoid(seen(0)), f = sigmoid(seen(1)), share = reciprocal(i + f);
+                h[u] = f * share * h[u] + i * share * activate(seen(2));
+            } else {
+                Var &memory = c[u], &n = c[H + u], &m = c[2 * H + u];
+                const Var to_f = log_sigmoid(seen(1)) + m, to_i = seen(0);
+                m = n.value() > 0 && to_f.value() > to_i.value() ? to_f : to_i;
+                const Var i = exp(to_i - m), exponent = to_f - m;
+                const Var f = exp(exponent.value() > 0 ? Var(0.0) : exponent);
+                memory = f * memory + i * tanh(seen(2));
+                n = f * n + i;
+                h[u] = sigmoid(seen(3)) * memory * reciprocal(n);
+            }
         }
     }
 

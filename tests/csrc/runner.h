@@ -55,7 +55,7 @@ class Runner {
           h0_(placed(given.h0)),
           c0_(placed(given.c0)),
           h_n_(states(p.recurrent())),
-          c_n_(states(p.has_c() ? p.hidden : 0)),
+          c_n_(states(p.has_c() ? p.cell_width() : 0)),
           cell_states_(sequence(p.cell_states ? p.directions * p.hidden : 0)),
           resets_(p, p.resets ? 1 : 0, layout, marks(p)),
           reserve_(p.directions * p.rows() * fastrnn::saved_values(p.cell) * fastrnn::padded_units(p.hidden)) {
@@ -110,7 +110,7 @@ class Runner {
         const Sequence<T> d_x = sequence(p_.input);
         const Array<T> d_h_n(placed(incoming.h_n)), d_c_n(placed(incoming.c_n));
         const Array<T> d_h0(wanted.state ? states(p_.recurrent()) : 0);
-        const Array<T> d_c0(wanted.state && p_.has_c() ? states(p_.hidden) : 0);
+        const Array<T> d_c0(wanted.state && p_.has_c() ? states(p_.cell_width()) : 0);
         std::vector<Array<T>> d_weights;
         for (const Array<T>& w : weights_) d_weights.emplace_back(static_cast<int64_t>(w.values().size()));
         std::vector<Array<T>> d_operands;
@@ -223,7 +223,7 @@ class Runner {
         }
         for (int d = 0; d < p_.directions; ++d) {
             const Array<T>* w = &weights_[static_cast<size_t>(5 * d)];
-            params.weights[d] = {w[0].data(), w[1].data(), w[2].data_or_null(), w[3].data_or_null(),
+            params.weights[d] = {w[0].data(), w[1].data_or_null(), w[2].data_or_null(), w[3].data_or_null(),
                                  w[4].data_or_null()};
             params.weights[d].recurrent_mask = masks_[static_cast<size_t>(d)].data_or_null();
             for (int i = 0; i < p_.operands(); ++i) {

@@ -42,6 +42,18 @@ inline Var tanh(Var x) {
     const double y = std::tanh(x.value());
     return {y, x, 1 - y * y};
 }
+inline Var exp(Var x) {
+    const double y = std::exp(x.value());
+    return {y, x, y};
+}
+inline Var log_sigmoid(Var x) {
+    const double y = std::fmin(x.value(), 0) - std::log1p(std::exp(-std::fabs(x.value())));
+    return {y, x, 1 - std::exp(y)};
+}
+inline Var reciprocal(Var x) {
+    const double y = 1 / x.value();
+    return {y, x, -y * y};
+}
 inline Var softsign(Var x) {
     const double rest = 1 / (1 + std::fabs(x.value()));
     return {x.value() * rest, x, rest * rest};

@@ -1,5 +1,5 @@
-// The cell that the tests add (toy/indrnn.h), with operands of every kind, against loops in double precision, on one
-// instruction set: test_toy ISA.
+// The cell that the tests add (toy/masked_indrnn.h), with operands of every kind, against loops in double precision, on
+// one instruction set: test_toy ISA.
 #include <cmath>
 
 #include "buffers.h"
@@ -185,8 +185,9 @@ int main(int argc, char** argv) {
                         sizes.push_back(s.batch - (s.batch - 1) * t / s.time);
                     }
                     const auto activation = ++count % 2 ? Activation::relu : Activation::tanh;
-                    const Problem p{Cell::indrnn, activation, s.time,         s.batch,       s.input, s.hidden, 0,
-                                    directions,   sizes,      count % 3 != 0, count % 4 != 1};
+                    const Problem p{
+                        Cell::masked_indrnn, activation, s.time,         s.batch,       s.input, s.hidden, 0,
+                        directions,          sizes,      count % 3 != 0, count % 4 != 1};
                     test<float>(p, kind, layout, 1 + count % 3);
                     test<double>(p, kind, layout, 1 + count % 3);
                 }

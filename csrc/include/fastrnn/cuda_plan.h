@@ -21,7 +21,9 @@ struct CudaDevice {
 bool cuda_device_named(const std::string& name, CudaDevice& device);
 
 // whether the engines have the arithmetic of a cell
-inline constexpr bool cuda_runs(Cell cell) { return cell_info(cell).recurrent && cell_info(cell).operands == 0; }
+inline constexpr bool cuda_runs(Cell cell) {
+    return cell_info(cell).recurrent && cell_info(cell).operands == 0 && cell_info(cell).memories == 1;
+}
 
 enum class CudaEngine { steps, grid };
 const char* cuda_engine_name(CudaEngine engine);

@@ -3,9 +3,9 @@
 //
 // Letters: T time steps, B batch rows, N rows in all (T * B, or the sum of batch_sizes), I input features,
 // H hidden units, P projection size, R = P or, without a projection, H (the width of h), D directions,
-// G gates (LSTM 4: i f g o; GRU 3: r z n; RNN 1), S saved values a unit (saved_values()).
-// Strides count elements. A tensor whose strides are not given is contiguous in the order of its shape.
-// All index arithmetic is 64-bit; sizes are bounded only by memory.
+// G gates (LSTM 4: i f g o; GRU 3: r z n; RNN 1), S saved values a unit (saved_values()), M memories (an LSTM's one,
+// c). Strides count elements. A tensor whose strides are not given is contiguous in the order of its shape. All index
+// arithmetic is 64-bit; sizes are bounded only by memory.
 #pragma once
 
 #include <cstddef>
@@ -21,7 +21,7 @@ enum class Cell {
 };
 
 // leaky_relu has slope 0.01; hardsigmoid is relu6(x + 3) / 6, as in torch and Keras 3, onnx_hardsigmoid
-// max(0, min(1, 0.2 x + 0.5)).
+// max(0, min(1, 0.2 x + 0.5)); half_linear is x + 1/2 for x >= 0, else sigmoid(x) (g of Feng et al. 2024).
 enum class Activation {
     tanh,
     softsign,
@@ -32,10 +32,12 @@ enum class Activation {
     silu,
     leaky_relu,
     hardsigmoid,
-    onnx_hardsigmoid
+    onnx_hardsigmoid,
+    half_linear
 };
-inline constexpr const char* kActivations[] = {"tanh",     "softsign", "relu",       "hardtanh",    "sigmoid",
-                                               "identity", "silu",     "leaky_relu", "hardsigmoid", "onnx_hardsigmoid"};
+inline constexpr const char* kActivations[] = {"tanh",        "softsign",         "relu",       "hardtanh",
+                                               "sigmoid",     "identity",         "silu",       "leaky_relu",
+                                               "hardsigmoid", "onnx_hardsigmoid", "half_linear"};
 inline constexpr int kActivationCount = sizeof(kActivations) / sizeof(kActivations[0]);
 
 struct Functions {
@@ -43,7 +45,7 @@ struct Functions {
     Activation gate = Activation::sigmoid;
 };
 
-inline constexpr int kMaxOperands = 6;
+inline constexpr int kMaxOperands = 6, kMaxMemories = 3;
 
 // What a caller of the kernels knows of a cell; csrc/cells/cell.h has what the engines know.
 struct CellInfo {
@@ -59,6 +61,7 @@ struct CellInfo {
     int required = 0;     // the first of them are there in every call; the others may be null, parameters all or none
     // the first of those have a value for each gate of a unit, in the order of the weights' rows: [G*H]
     int gate_operands = 0;
+    int memories = 1;  // M: what c consists of, each H wide and one after another in a row of c
 };
 inline constexpr CellInfo kCells[] = {
 #define FASTRNN_CELL(name, type, ...) {#name, __VA_ARGS__},
@@ -70,6 +73,7 @@ inline constexpr const CellInfo& cell_info(Cell cell) { return kCells[static_cas
 inline constexpr int gate_count(Cell cell) { return cell_info(cell).gates; }
 inline constexpr int saved_values(Cell cell) { return cell_info(cell).saved; }
 inline constexpr bool has_cell_state(Cell cell) { return cell_info(cell).states == 2; }
+inline constexpr int64_t cell_width(Cell cell, int64_t hidden) { return cell_info(cell).memories * hidden; }
 
 // Hidden units are padded to a multiple of kUnitAlignment on every instruction set and for every type, and once more
 // where that is a multiple of kStridePeriod: rows so far apart share few sets of the first-level cache, which cost a
@@ -163,12 +167,12 @@ struct ForwardParams {
     const void* x;  // [T, B, I] or [N, I]
     int64_t x_stride_time, x_stride_batch;
     const void* h0;  // [D, B, R], or null for zeros
-    const void* c0;  // [D, B, H], or null for zeros; LSTM only
+    const void* c0;  // [D, B, M*H], or null for zeros; LSTM only
     void* y;         // [T, B, D*R] or [N, D*R]; direction d writes features d*R .. (d+1)*R; shares no memory with x
     int64_t y_stride_time, y_stride_batch;
     void* h_n;          // [D, B, R]; may be h0, or y, where T = 1
-    void* c_n;          // [D, B, H]; LSTM only; may be c0 where T = 1
-    void* cell_states;  // [T, B, D*H] or [N, D*H], c after every step, zero like y; or null; LSTM only
+    void* c_n;          // [D, B, M*H]; LSTM only; may be c0 where T = 1
+    void* cell_states;  // [T, B, D*H] or [N, D*H], c after every step, zero like y; or null; LSTM only, where M = 1
     int64_t cell_states_stride_time, cell_states_stride_batch;
     void* reserve;    // [D, N, S, padded_units(H)], or null when no backward pass follows
     void* workspace;  // as many bytes as asked for with the same null pointers, 64-byte aligned, no content
@@ -192,13 +196,13 @@ struct BackwardParams {
     const void* d_y;      // like y, or null for zeros
     int64_t d_y_stride_time, d_y_stride_batch;
     const void* d_h_n;          // [D, B, R], or null for zeros
-    const void* d_c_n;          // [D, B, H], or null for zeros
+    const void* d_c_n;          // [D, B, M*H], or null for zeros
     const void* d_cell_states;  // [T, B, D*H] or [N, D*H], or null for zeros
     int64_t d_cell_states_stride_time, d_cell_states_stride_batch;
     void* d_x;  // like x, or null when not wanted
     int64_t d_x_stride_time, d_x_stride_batch;
     void* d_h0;  // [D, B, R], or null when not wanted
-    void* d_c0;  // [D, B, H], or null when not wanted
+    void* d_c0;  // [D, B, M*H], or null when not wanted
     WeightGradients d_weights[2];
     void* workspace;  // as many bytes as asked for with the same null pointers, 64-byte aligned
     int threads;

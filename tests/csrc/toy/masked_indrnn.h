@@ -1,6 +1,6 @@
-// IndRNN (Li et al. 2018, https://arxiv.org/abs/1803.04831), each unit with a recurrent weight of its own and no
-// product with h: h' = act(W x + b + u (m h)). Operands: u [H], learned; m, a mask of h that may differ by step and by
-// row.
+// IndRNN with a mask (Li et al. 2018, https://arxiv.org/abs/1803.04831), each unit with a recurrent weight of its own
+// and no product with h: h' = act(W x + b + u (m h)). Operands: u [H], learned; m, a mask of h that may differ by step
+// and by row.
 #pragma once
 
 #include "cells/cell.h"
@@ -9,7 +9,7 @@ namespace fastrnn {
 namespace {
 
 template <class Act>
-struct IndRnnCell {
+struct MaskedIndRnnCell {
     static FASTRNN_INLINE constexpr CellTraits traits() {
         CellTraits t;
         t.input = {0, 1};
