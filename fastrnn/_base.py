@@ -129,7 +129,7 @@ class Base(nn.Module):
             ValueError: values that do not go together, or are none
         """
         zones = check_zoneout(zoneout, self._cell.states)
-        self.zoneout = zones if isinstance(zoneout, (tuple, list)) else zones[0]
+        self.zoneout = zones if isinstance(zoneout, (tuple, list)) and any(zones) else zones[0]
         if self._cell.states == 2:
             self.peephole, self.cell_clip = bool(peephole), check_cell_clip(cell_clip)
             projected = bool(getattr(self, "proj_size", 0))
