@@ -50,7 +50,10 @@ class Formulas:
             from_x = normalised(from_x, self.of["ln_ih_weight"])
             from_h = normalised(from_h, self.of["ln_hh_weight"])
         gates = "igo" if getattr(self.module, "coupled_gates", False) else GATES[self.kind]
-        parts = (from_x + self.of["bias_ih"]).chunk(len(gates), 1), (from_h + self.of["bias_hh"]).chunk(len(gates), 1)
+        parts = (
+            (from_x + self.of["bias_ih"]).chunk(len(gates), 1),
+            (from_h + self.of["bias_hh"]).chunk(len(gates), 1),
+        )
         return dict(zip(gates, parts[0], strict=True)), dict(zip(gates, parts[1], strict=True))
 
     def step(self, x: Tensor, state: States) -> States:
@@ -62,7 +65,9 @@ class Formulas:
         a = {gate: from_x[gate] + from_h[gate] for gate in from_x}
         if self.module.peephole:  # diagonal matrices from the cell to the gates (Gers and Schmidhuber 2000)
             names = "io" if self.module.coupled_gates else "ifo"
-            peeps = dict(zip(names, map(torch.diag, self.of["weight_peephole"].chunk(len(names))), strict=True))
+            peeps = dict(
+                zip(names, map(torch.diag, self.of["weight_peephole"].chunk(len(names))), strict=True)
+            )
             a |= {gate: a[gate] + c @ peeps[gate] for gate in names if gate != "o"}
         i = sigma(a["i"])
         f = 1 - i if self.module.coupled_gates else sigma(a["f"])
@@ -88,7 +93,7 @@ class Formulas:
 
 
 def zoned(made: States, before: States, zones: dict[str, Tensor | float]) -> States:
-    """What was made goes where a zone is 0 (Krueger et al. 2017, equation 3; Haste blends the same two at inference)."""
+    """What was made goes where a zone is 0 (Krueger et al. 2017, equation 3; Haste blends the two at inference)."""
     return {name: before[name] + (1 - zones.get(name, 0.0)) * (made[name] - before[name]) for name in made}
 
 

@@ -13,7 +13,10 @@ from fastrnn._masks import draw
 from helpers import F64
 
 os.environ["KERAS_BACKEND"] = "torch"
-keras = pytest.importorskip("keras")
+pytest.importorskip("keras")
+
+import keras
+
 if keras.config.backend() != "torch":
     pytest.skip("Keras runs on something else than torch", allow_module_level=True)
 

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 import fastrnn
-from helpers import F64
 
-np = pytest.importorskip("numpy")
-onnx = pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+import numpy as np
+import onnx
+import onnxruntime
 
 from bench.peers_onnx import OPSET, in_onnx_order
 
@@ -125,9 +127,7 @@ def by_onnxruntime(
         [value(name, types[array.dtype], array.shape) for name, array in inputs.items()],
         [value(name, onnx.TensorProto.FLOAT, [None] * (4 if name == "Y" else 3)) for name in outputs],
     )
-    model = onnx.helper.make_model(
-        graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=9
-    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=9)
     onnx.checker.check_model(model)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -180,7 +180,9 @@ def test_recurrent_activations(kind: str, activation: str) -> None:
 @pytest.mark.parametrize("reset_after", [False, True])
 def test_linear_before_reset(reset_after: bool, activation: str) -> None:
     for both_ways in (False, True):
-        module = module_of("gru", 5, 9, bidirectional=both_ways, reset_after=reset_after, activation=activation)
+        module = module_of(
+            "gru", 5, 9, bidirectional=both_ways, reset_after=reset_after, activation=activation
+        )
         assert_agrees(module)
 
 
@@ -221,7 +223,3 @@ def test_sizes_that_fill_vectors_and_threads() -> None:
     for kind, hidden in product(("lstm", "gru", "rnn"), (16, 64, 130)):
         assert_agrees(module_of(kind, 8, hidden), batch=17)
     assert_agrees(module_of("lstm", 8, 64, peephole=True, bidirectional=True), batch=17)
-
-
-def test_float64_is_meant() -> None:
-    assert module_of("lstm", 2, 3).weight_ih_l0.dtype == F64

@@ -56,7 +56,9 @@ def test_rows_that_end_and_begin_anew(option: str, way: str) -> None:
     """Two layers, both directions, batch_first; against the pieces, each alone. Means in the place of masks."""
     module = make(option, 4, 6, 2, bidirectional=True, batch_first=True, dtype=F64).eval()
     layout = "unsorted" if way == "packed" else "padded"
-    case = Case(OPTIONS[option][0].lower(), 4, 9, layers=2, bidirectional=True, batch_first=True, layout=layout)
+    case = Case(
+        OPTIONS[option][0].lower(), 4, 9, layers=2, bidirectional=True, batch_first=True, layout=layout
+    )
     inputs, (lengths, resets) = make_inputs(case.but(layout="padded")), make_rows(case)
     rows = None if way == "resets" else lengths, None if way == "lengths" else resets
     expected = run_pieces(module, case, inputs, *rows)
@@ -162,7 +164,9 @@ def test_autocast(option: str) -> None:
 @each
 def test_opcheck(option: str) -> None:
     module, ops = make(option, 5, 7, bidirectional=True), torch.ops.fastrnn
-    weights, own = ([p.detach() for p in some] for some in (module._weights(), module._parameters_of_operands()))
+    weights, own = (
+        [p.detach() for p in some] for some in (module._weights(), module._parameters_of_operands())
+    )
     spec, x = module._layer_spec(), torch.randn(4, 3, 5)
     states = [torch.randn(2, 3, 7) for _ in range(1 + (module.mode == "LSTM"))]
     operands = list(operands_of_call(spec, own, 2, module._constants(), True, x, (4, 3, 7)))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastrnn import _cuda, _ops, functional
+from fastrnn import _cuda, _ops, _stack, functional
 
 NOT_COMPACT = (
     "RNN module weights are not part of single contiguous chunk of memory. This means they need to be compacted at "
