@@ -47,6 +47,7 @@ _EPISODES = (
     "gru-T128-B16-I64-H256",
     "rnn-T128-B16-I64-H256",
 )
+_OPTIONS = tuple(f"{cell}-T50-B16-{sizes}" for cell in CELLS for sizes in ("I256-H256", "I64-H512"))
 _BOTH = ("fastrnn", "torch")
 
 
@@ -54,7 +55,8 @@ _BOTH = ("fastrnn", "torch")
 class Mode:
     """A way to run a layer or a cell, and what is timed.
 
-    cases, peers: the mode's own, by name; none: all that are registered. group: a name that several modes share.
+    cases, peers: the mode's own, by name, beside the peers that are of it alone; none: all that are registered.
+    group: a name that several modes share.
     rounds, block_seconds: how long to time a case.
     """
 
@@ -66,6 +68,7 @@ class Mode:
     quantized: bool = False
     cell: bool = False
     resets: bool = False
+    options: bool = False
     server: bool = False
     busy: bool = False
     cases: tuple[str, ...] = ()
@@ -111,6 +114,14 @@ MODES = {
             resets=True,
             cases=_EPISODES,
             peers=("fastrnn", "fastrnn-unmarked", "fastrnn-split", "fastrnn-loop", "torch", "torch-split"),
+        ),
+        Mode(
+            "options",
+            "forward and backward with each option, beside the plain cell and beside loops over steps",
+            training=True,
+            options=True,
+            cases=_OPTIONS,
+            peers=_BOTH,
         ),
         Mode("stream", "one time step a call, the state carried from call to call", stream=True),
         Mode("quantized", "forward of one sequence with weights of fewer bits", quantized=True),
@@ -199,7 +210,7 @@ class Case:
         """Whether the mode says anything about this case: there is nothing to pack in a batch of one."""
         if self.callers > 1 and not mode.server:
             return False
-        if mode.cell:
+        if mode.cell or mode.options:
             return self.layers == 1 and not self.bidirectional
         if mode.stream:
             return self.time == 1 and self.layers == 1 and not self.bidirectional

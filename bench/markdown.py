@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bench.cases import MODES
 from bench.peers import SUBJECT
-from bench.report import duration, load_rows
+from bench.report import duration, own_rows
 from bench.results import Run, geometric_means
 from bench.targets import verdicts
 
@@ -57,8 +57,8 @@ def case_tables(run: Run) -> str:
     parts = [machine_line(run)]
     for mode in geometric_means(run):
         group = [result for result in run.results if result.mode == mode]
-        if MODES[mode].loaded:
-            parts.append(f"### {mode}\n\n" + table(*load_rows(MODES[mode], group)))
+        if own := own_rows(MODES[mode], group):
+            parts.append(f"### {mode}\n\n" + table(*own))
             continue
         others = [peer for peer in run.peers if peer != SUBJECT and any(peer in r.timings for r in group)]
         rows = [

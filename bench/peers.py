@@ -16,6 +16,7 @@ import torch
 
 from bench.cases import Mode
 from bench.episodes import Ended, Marked, SplitAndPad, StepByStep
+from bench.options import LOOPED, OPTIONS, build_loop, build_option
 from bench.problem import Problem, make_module, outputs_of, torch_step
 from bench.runner import Runner, Settings, Unsupported
 
@@ -31,9 +32,10 @@ class Peer:
     only: str = ""  # the flag of a Mode without which this peer says nothing
 
     def suits(self, mode: Mode) -> bool:
-        if mode.peers and self.name not in mode.peers:
+        own = bool(self.only) and bool(getattr(mode, self.only))
+        if mode.peers and self.name not in mode.peers and not own:
             return False
-        return not self.only or bool(getattr(mode, self.only))
+        return own or not self.only
 
     def missing(self) -> list[str]:
         return [name for name in self.packages if importlib.util.find_spec(name) is None]
@@ -303,6 +305,27 @@ PEERS = {
             ("fastrnn",),
             _on_one_thread(_build_fastrnn),
             only="server",
+        ),
+        *(
+            Peer(
+                f"fastrnn-{name}",
+                "options mode: with the option",
+                ("fastrnn",),
+                build_option(name),
+                only="options",
+            )
+            for name in OPTIONS
+        ),
+        *(
+            Peer(
+                f"{way}-{name}",
+                f"options mode: torch's operations in a loop{', compiled' * compiled}",
+                ("torch",),
+                build_loop(name, compiled),
+                only="options",
+            )
+            for name in LOOPED
+            for way, compiled in (("loop", False), ("compiled", True))
         ),
         Peer("torch", "torch.nn, eager; resets mode: a call for each step", ("torch",), _build_torch),
         Peer(

@@ -20,9 +20,10 @@ OPSET = 17
 _GATE_ORDER = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
 
 
-def _reorder(problem: Problem, rows: torch.Tensor) -> np.ndarray:
-    gates = rows.unflatten(0, (problem.case.gates, problem.case.hidden))
-    return gates[list(_GATE_ORDER[problem.case.cell])].flatten(0, 1).numpy()
+def in_onnx_order(cell: str, rows: torch.Tensor) -> np.ndarray:
+    """The rows of a weight or bias of all gates, gate by gate as ONNX has them."""
+    order = _GATE_ORDER[cell]
+    return rows.unflatten(0, (len(order), -1))[list(order)].flatten(0, 1).numpy()
 
 
 def make_graph(problem: Problem) -> bytes:
@@ -57,16 +58,14 @@ def make_graph(problem: Problem) -> bytes:
 
     x = "x"
     for layer in range(case.layers):
-        per_direction = problem.layer_weights(layer)
+        per_direction = [
+            [in_onnx_order(case.cell, weight) for weight in weights]
+            for weights in problem.layer_weights(layer)
+        ]
         arrays = {
-            "w": np.stack([_reorder(problem, w_ih) for w_ih, _, _, _ in per_direction]),
-            "r": np.stack([_reorder(problem, w_hh) for _, w_hh, _, _ in per_direction]),
-            "b": np.stack(
-                [
-                    np.concatenate([_reorder(problem, b_ih), _reorder(problem, b_hh)])
-                    for *_, b_ih, b_hh in per_direction
-                ]
-            ),
+            "w": np.stack([w_ih for w_ih, *_ in per_direction]),
+            "r": np.stack([w_hh for _, w_hh, _, _ in per_direction]),
+            "b": np.stack([np.concatenate(biases) for _, _, *biases in per_direction]),
         }
         constants += [numpy_helper.from_array(array, f"{key}_l{layer}") for key, array in arrays.items()]
         node_inputs = [x, f"w_l{layer}", f"r_l{layer}", f"b_l{layer}"]

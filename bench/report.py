@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench.cases import MODES, Case, Mode
+from bench.options import OPTIONS
 from bench.peers import PEERS, SUBJECT
 from bench.results import Result, Run, geometric_means
 from bench.targets import verdicts
@@ -63,8 +64,8 @@ def _bytes(size: int) -> str:
 def group_table(run: Run, mode: str, cell: str) -> Table:
     """One row a case: fastrnn's time, every peer's time over it, and the limit."""
     group = [result for result in run.results if (result.mode, result.cell) == (mode, cell)]
-    if MODES[mode].loaded:
-        return _load_table(MODES[mode], cell, group)
+    if own := own_rows(MODES[mode], group):
+        return _table(f"{cell} {mode}", *own)
     variants = [name for name in run.peers if name.startswith(SUBJECT) and name != SUBJECT]
     columns = [name for name in variants + run.others() if any(name in result.timings for result in group)]
     with_subject = any(SUBJECT in result.timings for result in group)
@@ -133,9 +134,58 @@ def load_rows(mode: Mode, group: list[Result]) -> tuple[list[str], list[list[str
     return header, rows
 
 
-def _load_table(mode: Mode, cell: str, group: list[Result]) -> Table:
-    header, rows = load_rows(mode, group)
-    table = Table(title=f"{cell} {mode.name}", title_justify="left", header_style="bold")
+def option_rows(group: list[Result]) -> tuple[list[str], list[list[str]]]:
+    """Header and one row a case and option: its time, that over the plain cell's, and those of loops over its own."""
+    header = [
+        "case",
+        "option",
+        SUBJECT,
+        "/ plain cell",
+        "at most",
+        "loop /",
+        "compiled loop /",
+        "compiled in",
+    ]
+    rows = []
+    for result in group:
+        if SUBJECT in result.timings:
+            ratio = result.ratio("torch")
+            torchs = "-" if ratio is None else f"torch.nn {ratio:.2f}"
+            rows.append(
+                [result.case, "none", duration(result.timings[SUBJECT].median), "1", "-", torchs, "-", "-"]
+            )
+        for name, option in OPTIONS.items():
+            own = f"{SUBJECT}-{name}"
+            if own not in result.timings:
+                continue
+            cost, *loops = (
+                result.speedup(SUBJECT, own),
+                *(result.speedup(own, f"{way}-{name}") for way in ("loop", "compiled")),
+            )
+            compiled = result.timings.get(f"compiled-{name}")
+            rows.append(
+                [
+                    result.case,
+                    name,
+                    duration(result.timings[own].median),
+                    "-" if cost is None else f"{cost:.2f}",
+                    f"{option.aim:.2f}",
+                    *("-" if ratio is None else f"{ratio:.1f}" for ratio in loops),
+                    duration(compiled.figures["compile"]) if compiled else "-",
+                ]
+            )
+    return header, rows
+
+
+def own_rows(mode: Mode, group: list[Result]) -> tuple[list[str], list[list[str]]] | None:
+    """Header and rows of a mode that has a table of its own; None of others."""
+    if mode.options:
+        return option_rows(group)
+    return load_rows(mode, group) if mode.loaded else None
+
+
+def _table(title: str, header: list[str], rows: list[list[str]]) -> Table:
+    table = Table(title=title, title_justify="left", header_style="bold")
     for name in header:
         table.add_column(name, justify="left" if name == "case" else "right", no_wrap=name == "case")
     for row in rows:

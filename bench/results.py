@@ -71,8 +71,8 @@ class Run:
         return [peer for peer in self.peers if peer in timed and not peer.startswith(SUBJECT)]
 
     def comparable(self) -> Run:
-        """Without load, and without the quantized mode, whose peers match fastrnn's quantized layers alone."""
-        modes = {name for name, mode in MODES.items() if not (mode.quantized or mode.loaded)}
+        """Without load, and without the modes whose peers match not fastrnn's plain layers but its variants."""
+        modes = {name for name, mode in MODES.items() if not (mode.quantized or mode.options or mode.loaded)}
         return replace(self, results=[result for result in self.results if result.mode in modes])
 
     def save(self, path: Path) -> None:

@@ -221,6 +221,7 @@ def _time_case(
     result.timings = timed(runners, problem, effort)
     for name, timing in result.timings.items():
         timing.error, timing.note = errors[name], runners[name].note
+        timing.figures |= runners[name].figures
 
 
 def _is_failure(reason: str) -> bool:

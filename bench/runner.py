@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ class Runner:
     skip: tuple[str, ...] = ()  # outputs that this peer, by its nature, has different
     note: str = ""
     threads: int = 0  # torch's intra-op threads, where not those of the run
+    figures: dict[str, float] = field(default_factory=dict)  # what making it ready took, seconds by name
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from bench.options import COMPILED_AIM, LOOP_AIM, LOOPED, OPTIONS
 from bench.peers import SUBJECT
 from bench.results import Result, Run, geometric_mean
 
@@ -73,7 +74,7 @@ def verdicts(run: Run) -> list[Verdict]:
         return subject.figures["quiet"] / subject.figures["p90"] if subject else None
 
     infer, train, quantized = of("infer"), of("train"), of("quantized")
-    step, loop = of("cell-step"), of("cell-loop")
+    step, loop, options = of("cell-step"), of("cell-loop"), of("options")
     at_once, busy = [r for r in of("server") if "-x" in r.case], of("busy")
     lines = [
         _least("inference against the best of torch, onnxruntime, openvino", 1.0, infer, best(_EXPORTS)),
@@ -108,6 +109,23 @@ def verdicts(run: Run) -> list[Verdict]:
         ),
         _least("resets against none", 1 / 1.05, of("resets-train"), own(SUBJECT, "fastrnn-unmarked")),
         _least("resets against torch step by step", 1.0, of("resets-train"), against("torch")),
+        *(
+            _least(
+                f"the plain cell's time over that with {name}",
+                1 / option.aim,
+                options,
+                own(f"fastrnn-{name}"),
+            )
+            for name, option in OPTIONS.items()
+        ),
+        *(
+            _least(f"{name} against {what}", aim, options, own(f"fastrnn-{name}", f"{way}-{name}"))
+            for name in LOOPED
+            for way, what, aim in (
+                ("loop", "a loop over steps", LOOP_AIM),
+                ("compiled", "that loop compiled", COMPILED_AIM),
+            )
+        ),
         _least("one streaming step against onnxruntime", 1.0, of("stream"), against("onnxruntime")),
         _least("fastrnn.Stream against onnxruntime", 2.0, of("stream"), stream_object),
         _least("two directions at once against one after the other", 1.3, infer, against("fastrnn-serial")),

@@ -94,7 +94,11 @@ class Base(nn.Module):
     def _changed_options(self) -> dict[str, Any]:
         """The options that make the module compute what torch.nn's does not."""
         values = {name: getattr(self, name) for name in self._options}
-        return {name: value for name, value in values.items() if value != self._options[name]}
+        changed = {name: value for name, value in values.items() if value != self._options[name]}
+        for option in self._cell.options:
+            if option.torchs and getattr(self, option.name) not in option.torchs:
+                changed[option.name] = getattr(self, option.name)
+        return changed
 
     def _add_heads(self, heads: int) -> None:
         """Narrows the recurrent weights to what each head's units meet."""
@@ -129,7 +133,7 @@ class Base(nn.Module):
             ValueError: values that do not go together, or are none
         """
         zones = check_zoneout(zoneout, self._cell.states)
-        self.zoneout = zones if isinstance(zoneout, (tuple, list)) else zones[0]
+        self.zoneout = zones if isinstance(zoneout, (tuple, list)) and any(zones) else zones[0]
         if self._cell.states == 2:
             self.peephole, self.cell_clip = bool(peephole), check_cell_clip(cell_clip)
             projected = bool(getattr(self, "proj_size", 0))
@@ -214,8 +218,9 @@ class Base(nn.Module):
             return [getattr(self, name) for name in names]
 
     def extra_repr(self) -> str:
+        shown = super().extra_repr()
         options = (f"{name}={value}" for name, value in self._changed_options().items())
-        return ", ".join([super().extra_repr(), *options])
+        return ", ".join([shown, *(option for option in options if option not in shown)])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

@@ -13,6 +13,9 @@ from torch import Tensor
 from fastrnn._masks import check_probability, draw_ones
 from fastrnn._spec import Choice, cell_of
 
+# options whose cells take operands, which neither a step of Stream nor a quantized layer has
+WITH_OPERANDS = ("layer_norm", "peephole", "coupled_gates", "zoneout", "cell_clip")
+
 
 class Constants(NamedTuple):
     """What a layer's operands hold beside its parameters."""

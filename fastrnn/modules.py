@@ -354,9 +354,3 @@ class RNN(Layers):
 
     def _choice(self) -> Choice:
         return "relu" if self.mode == "RNN_RELU" else self.nonlinearity, self.layer_norm
-
-    def _changed_options(self) -> dict[str, Any]:
-        found = super()._changed_options()
-        if self.nonlinearity not in ("tanh", "relu"):
-            found["nonlinearity"] = self.nonlinearity
-        return found

@@ -13,6 +13,7 @@ from fastrnn import _ops
 from fastrnn._compat import hook_names, set_weight_names, weight_names, weight_names_by_direction
 from fastrnn._heads import are_aligned
 from fastrnn._layers import Layers
+from fastrnn._options import WITH_OPERANDS
 from fastrnn._spec import FACTS
 from fastrnn.modules import GRU, LSTM, RNN
 
@@ -44,7 +45,8 @@ def quantize(module: nn.Module, weights: str = "int8") -> nn.Module:
 
     Raises:
         ValueError: an unknown format; a module without such layers; weights that are not finite, or that a
-            parametrization or a pruning makes anew in each call; layer_norm; heads of no multiple of 16 units
+            parametrization or a pruning makes anew in each call; layer_norm, peephole, coupled_gates, zoneout or
+            cell_clip; heads of no multiple of 16 units
         TypeError: weights that are not float32
     """
     if weights not in MATRIX_DTYPES:
@@ -115,8 +117,9 @@ class _Quantized(Layers):
     _plain: ClassVar[type[Layers]]
 
     def __init__(self, module: nn.RNNBase, weights: str) -> None:
-        if getattr(module, "layer_norm", False):
-            raise ValueError("quantize does not take layers with layer_norm=True")
+        unfit = next((name for name in WITH_OPERANDS if getattr(module, name, None)), None)
+        if unfit is not None:
+            raise ValueError(f"quantize does not take layers with {unfit}={getattr(module, unfit)}")
         heads, hidden = getattr(module, "heads", 1), module.hidden_size
         if not are_aligned(heads, hidden, module.proj_size or hidden):
             raise ValueError(
@@ -265,7 +268,8 @@ def _arguments(module: nn.RNNBase) -> dict[str, Any]:
     names = ["input_size", "hidden_size", "num_layers", "batch_first", "bidirectional"]
     names += ["proj_size"] if module.mode == "LSTM" else []
     names += ["nonlinearity"] if module.mode.startswith("RNN") else []
-    names += [name for name in ("reset_after", "activation", "heads") if hasattr(module, name)]
+    own = ("reset_after", "activation", "recurrent_activation", "heads")
+    names += [name for name in own if hasattr(module, name)]
     return {name: getattr(module, name) for name in names}
 
 

@@ -12,6 +12,7 @@ from torch.utils.dlpack import from_dlpack
 from fastrnn._compat import FakeTensor, weight_names
 from fastrnn._heads import are_aligned
 from fastrnn._library import forward_by_address, own_watch
+from fastrnn._options import WITH_OPERANDS
 from fastrnn._rows import check_resets
 from fastrnn._spec import FACTS, CellSpec, Choice, enumerators_of, family_of_module
 from fastrnn.quantized import MATRIX_DTYPES, packed_shape
@@ -20,9 +21,6 @@ __all__ = ["Stream"]
 
 _DTYPES = {torch.float32: False, torch.float64: True}
 _STEP_CALL = struct.Struct("10q10P")  # of csrc/torch/step.h
-
-# options whose cells take operands, which a step lacks
-_UNFIT = ("layer_norm", "peephole", "coupled_gates", "zoneout", "cell_clip")
 
 _Weight = tuple[tuple[int, ...], torch.dtype]  # shape and dtype
 
@@ -113,7 +111,7 @@ class Stream:
         if not isinstance(module, nn.RNNBase):
             found = type(module).__name__
             raise TypeError(f"Stream takes an LSTM, GRU or RNN of fastrnn or torch.nn, not {found}")
-        unfit = [name for name in _UNFIT if getattr(module, name, None)]
+        unfit = [name for name in WITH_OPERANDS if getattr(module, name, None)]
         if unfit:
             option = f"{unfit[0]}={getattr(module, unfit[0])}"
             raise ValueError(

@@ -6,6 +6,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 pytest.importorskip("numpy")
 pytest.importorskip("rich")
 
-from bench import compare, markdown, scaling, sweep, tune
+from bench import compare, markdown, options, report, scaling, sweep, tune
 from bench.cases import CELLS, GATES, MODES, REGISTRY, Case, choose, modes_of
 from bench.limits import limit_of, measure
 from bench.peers import PEERS
@@ -110,12 +111,13 @@ def test_peers_agree(cell, mode):
         "cell-step": "T1-B3-I3-H5",
         "cell-loop": "T4-B3-I3-H5",
         "resets-train": "T6-B3-I3-H5-L2",
+        "options": "T4-B3-I3-H5",
     }
     problem = make_problem(case_of(f"{cell}-{sizes.get(mode, 'T4-B3-I3-H5-L2-bi')}"), MODES[mode])
     assert problem.resets is None or problem.resets.any()
     agreed = []
     for peer in PEERS.values():
-        if peer.missing() or peer.name == "compile" or not peer.suits(problem.mode):
+        if peer.missing() or peer.name.startswith("compile") or not peer.suits(problem.mode):
             continue
         try:
             runner = peer.build(problem, Settings(threads=1))
@@ -125,6 +127,41 @@ def test_peers_agree(cell, mode):
             problem.check(runner.outputs(runner.call()), runner.skip)
         agreed.append(peer.name)
     assert {"fastrnn", "torch"} <= set(agreed)
+    if mode == "options":  # loops are held against the layers when they are built
+        assert {"fastrnn-layer-norm", "loop-layer-norm", "loop-zoneout", "loop-recurrent-dropout"} <= set(
+            agreed
+        )
+        assert ("loop-peephole" in agreed) == (cell == "lstm")
+
+
+def test_a_loop_that_computes_something_else_is_no_peer(monkeypatch):
+    problem = make_problem(case_of("gru-T4-B3-I3-H5"), MODES["options"])
+    monkeypatch.setattr(options.Loop, "_zoned", lambda self, made, before, probability: made)
+    with pytest.raises(ValueError, match="y of the loop: error"):
+        PEERS["loop-zoneout"].build(problem, Settings(threads=1))
+
+
+def test_options_beside_the_plain_cell_and_loops():
+    times = {"fastrnn": 1.0, "fastrnn-zoneout": 1.1, "fastrnn-heads4": 0.5, "loop-zoneout": 22.0}
+    result = made_up("gru-T50-B16-I256-H256", "options", **times)
+    result.timings["compiled-zoneout"] = replace(
+        result.timings["loop-zoneout"], median=2.2, figures={"compile": 9.0}
+    )
+    run = run_of(result)
+    header, rows = report.option_rows(run.results)
+    assert len(header) == len(rows[0])
+    assert [row[1:] for row in rows[1:]] == [
+        ["zoneout", "1.1 s", "1.10", "1.15", "20.0", "2.0", "9 s"],
+        ["heads4", "500 ms", "0.50", "0.60", "-", "-", "-"],
+    ]
+    met = {line.what.removesuffix(", every case"): line.met for line in verdicts(run)}
+    assert met == {
+        "the plain cell's time over that with zoneout": True,
+        "the plain cell's time over that with heads4": True,
+        "zoneout against a loop over steps": True,
+        "zoneout against that loop compiled": False,
+    }
+    assert "### options" in markdown.case_tables(run) and not run.comparable().results
 
 
 def test_check_refuses_wrong_output():
