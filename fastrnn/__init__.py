@@ -7,6 +7,7 @@ from fastrnn._ops import release_memory
 from fastrnn.cells import GRUCell, LSTMCell, RNNCell
 from fastrnn.convert import patch_torch, replace_modules, restore_modules
 from fastrnn.modules import GRU, LSTM, RNN
+from fastrnn.own_modules import SLSTM, IndRNN, MinGRU, MinLSTM
 from fastrnn.quantized import quantize
 from fastrnn.stream import Stream
 
@@ -14,8 +15,12 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "SLSTM",
     "GRUCell",
+    "IndRNN",
     "LSTMCell",
+    "MinGRU",
+    "MinLSTM",
     "RNNCell",
     "Stream",
     "__version__",

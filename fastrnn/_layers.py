@@ -27,6 +27,7 @@ def _are_batch_sizes(batch_sizes: Tensor, rows: int) -> bool:
 class Layers(Base, nn.RNNBase):
     """LSTM, GRU and RNN. They are no torch.nn.LSTM, GRU or RNN, because torch.compile refuses those."""
 
+    _memories: ClassVar[int] = 1  # that c consists of
     recompute: bool = False
     weight_dropout: float
     recurrent_dropout: float
@@ -138,7 +139,8 @@ class Layers(Base, nn.RNNBase):
         return (found[0], found[1]) if len(found) == 2 else (found[0], (found[1], found[2]))
 
     def _forward_by_torch(self, input: Any, hx: Any) -> Any:
-        if self.heads > 1 or self.coupled_gates:  # which torch.nn cannot run, but it checks the arguments
+        # what torch.nn cannot run, but it checks the arguments
+        if self.heads > 1 or self.coupled_gates or not self._cell.in_torch:
             is_packed = isinstance(input, PackedSequence)
             x, batch_sizes = (input.data, input.batch_sizes) if is_packed else (input, None)
             states = self._states(hx)
@@ -190,8 +192,8 @@ class Layers(Base, nn.RNNBase):
             else:
                 return False
         rows = self.num_layers * (2 if self.bidirectional else 1)
-        sizes = (self.proj_size or self.hidden_size, self.hidden_size)
-        return all(is_state(s, (rows, *batch, size), x) for s, size in zip(states, sizes, strict=False))
+        widths = (self.proj_size or self.hidden_size, self.hidden_size * self._memories)
+        return all(is_state(s, (rows, *batch, width), x) for s, width in zip(states, widths, strict=False))
 
     def _run(
         self,

@@ -215,14 +215,13 @@ def _sizes(call: Call) -> tuple[int, int, int]:
         batch = x.shape[0]
     else:
         batch = x.shape[1]
-    gates = _spec.cell_of(spec).gates
-    if (
-        weights[1].dtype == torch.int8
-    ):  # packed; the scales have a value a row, a projection comes before them
-        hidden = weights[-1].shape[0] // gates
+    cell = _spec.cell_of(spec)
+    # packed; the scales have a value a row, a projection comes before them
+    if cell.recurrent and weights[1].dtype == torch.int8:
+        hidden = weights[-1].shape[0] // cell.gates
         return batch, weights[4].shape[0] if weights[4].dim() == 2 else hidden, hidden
-    hidden = weights[0].shape[0] // gates
-    recurrent = weights[1].shape[1] * _spec.heads_of(spec) if _spec.cell_of(spec).recurrent else hidden
+    hidden = weights[0].shape[0] // cell.gates
+    recurrent = weights[1].shape[1] * _spec.heads_of(spec) if cell.recurrent else hidden
     return batch, recurrent, hidden
 
 
@@ -242,7 +241,9 @@ def _empty_states(call: Call) -> list[Tensor]:
         leading: tuple[int, ...] = (batch,)
     else:
         leading = 2 if call.spec & _spec.BIDIRECTIONAL else 1, batch
-    return [call.x.new_empty((*leading, width)) for width in widths[: _spec.cell_of(call.spec).states]]
+    cell = _spec.cell_of(call.spec)
+    widths[1] *= cell.memories
+    return [call.x.new_empty((*leading, width)) for width in widths[: cell.states]]
 
 
 def _fake_forward(

@@ -75,7 +75,7 @@ def operands_of_call(
     https://arxiv.org/abs/1606.01305).
     """
     cell = cell_of(spec)
-    if not cell.operands:
+    if cell.operands == cell.required:
         return parameters
     time, batch, hidden = sizes
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -26,20 +26,28 @@ class Rows(NamedTuple):
 WHOLE = Rows()
 
 # w_ih, w_hh, b_ih, b_hh, w_hr, and the operands
-Direction = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Sequence[Tensor]]
+Direction = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Sequence[Tensor]]
 
 
 def directions_of(
-    weights: Sequence[Tensor], operands: Sequence[Tensor], has_biases: bool, bidirectional: bool
+    weights: Sequence[Tensor],
+    operands: Sequence[Tensor],
+    has_biases: bool,
+    bidirectional: bool,
+    recurrent: bool = True,
 ) -> list[Direction]:
-    """(w_ih, w_hh, b_ih, b_hh, w_hr, operands) of each direction, with None for what is absent."""
+    """(w_ih, w_hh, b_ih, b_hh, w_hr, operands) of each direction, with None for what is absent: w_hh and b_hh where the
+    cell is not recurrent."""
     count = 2 if bidirectional else 1
-    found = []
+    found: list[Direction] = []
     for index in range(count):
         part, own = (
             tensors[len(tensors) * index // count : len(tensors) * (index + 1) // count]
             for tensors in (weights, operands)
         )
+        if not recurrent:
+            found.append((part[0], None, part[1] if has_biases else None, None, None, own))
+            continue
         w_ih, w_hh, *rest = part
         b_ih, b_hh = (rest[0], rest[1]) if has_biases else (None, None)
         w_hr = rest[-1] if len(rest) % 2 else None

@@ -19,7 +19,7 @@ def rows_of_call(
         ValueError: lengths or resets that do not fit, or cell states of a layer that has none
     """
     if return_cell_states:
-        if cell_of(spec).states != 2:
+        if cell_of(spec).states != 2 or cell_of(spec).memories != 1:
             raise ValueError("return_cell_states needs an LSTM: GRU and RNN have no cell states")
         spec |= CELL_STATES
     if resets is not None:

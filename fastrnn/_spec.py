@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrnn import _library as _library  # which makes torch.ops.fastrnn
-from fastrnn import reference
+from fastrnn import _reference_cells, reference
 
 FACTS: dict[str, Any] = json.loads(torch.ops.fastrnn.describe())
 
@@ -33,6 +33,11 @@ class Cell:
     operands: int
     learned: int  # the first of them are parameters
     required: int  # the first of them are there in every call
+    memories: int  # that c consists of, each H wide
+
+    @property
+    def has_cuda_engine(self) -> bool:
+        return self.recurrent and not self.operands and self.memories == 1
 
 
 # in the order of the kernels' enumerators
@@ -81,9 +86,9 @@ Choice = tuple[bool | str, ...]  # the values of a family's options
 
 @dataclass(frozen=True)
 class CellSpec:
-    """A family of layers: torch.nn's LSTM, GRU or RNN with options of our own."""
+    """A family of layers: torch.nn's LSTM, GRU or RNN with options of our own, or one that torch.nn lacks."""
 
-    name: str  # of its function in fastrnn.functional
+    name: str  # of torch.nn's, in lower case, it is that of the function in fastrnn.functional
     options: tuple[Option, ...]
     reference: Callable[
         ..., tuple[Tensor, ...]
@@ -93,6 +98,7 @@ class CellSpec:
     kind: Callable[..., tuple[str, str, str]]  # see _family
     kinds: dict[Choice, int]  # the bits of cell and activations for every choice that has them
     general: dict[Choice, int]  # those of the cell that takes zoneout, peepholes and a bound of c too
+    in_torch: bool
 
     @property
     def extras(self) -> dict[str, bool | str]:
@@ -134,7 +140,7 @@ class CellSpec:
 
     def is_torchs(self, choice: Choice) -> bool:
         """Whether torch.nn has the layer with these values."""
-        return all(
+        return self.in_torch and all(
             value == option.default or value in option.torchs
             for option, value in zip(self.options, choice, strict=True)
         )
@@ -172,10 +178,11 @@ def enumerators_of(spec: int) -> tuple[int, int, int]:
     )
 
 
-def has_cuda_functions(spec: int) -> bool:
-    """Whether the CUDA engines have the activations."""
+def has_cuda_engine(spec: int) -> bool:
+    """Whether the CUDA engines have the cell with its activations."""
     _, activation, gate = enumerators_of(spec)
-    return ACTIVATIONS[gate] == "sigmoid" and ACTIVATIONS[activation] in _CUDA_ACTIVATIONS
+    has_functions = ACTIVATIONS[gate] == "sigmoid" and ACTIVATIONS[activation] in _CUDA_ACTIVATIONS
+    return has_functions and cell_of(spec).has_cuda_engine
 
 
 def _family(
@@ -183,6 +190,7 @@ def _family(
     options: tuple[Option, ...],
     kind: Callable[..., tuple[str, str, str]],
     reference: Callable[..., tuple[Tensor, ...]],
+    in_torch: bool = True,
 ) -> CellSpec:
     """kind: from the options' values, and whether the cell is to be the general one, to the names of the kernels' cell,
     activation and gates' activation; a ValueError where they do not go together"""
@@ -198,7 +206,7 @@ def _family(
             code |= ACTIVATIONS.index(gate) + 1 << _GATE_FIRST
         kinds[general][choice] = code
     usual = cell_of(kinds[0][tuple(option.default for option in options)])
-    return CellSpec(name, options, reference, usual.gates, usual.states, kind, *kinds)
+    return CellSpec(name, options, reference, usual.gates, usual.states, kind, *kinds, in_torch)
 
 
 _CUDA_ACTIVATIONS = ("tanh", "softsign", "relu", "hardtanh")
@@ -255,7 +263,35 @@ RNN = _family(
     _rnn_kind,
     reference.rnn_layer,
 )
-FAMILIES = {family.name: family for family in (LSTM, GRU, RNN)}
+
+
+def _other_kind(cell: str) -> Callable[..., tuple[str, str, str]]:
+    def kind(*choice: Any) -> tuple[str, str, str]:
+        *activation, general = choice
+        if general:
+            raise ValueError(f"{cell} takes no zoneout")
+        return cell, *(activation or ["tanh"]), "sigmoid"
+
+    return kind
+
+
+_IDENTITY = Option("activation", "identity", ACTIVATIONS)
+SLSTM = _family("slstm", (), _other_kind("slstm"), _reference_cells.slstm_layer, in_torch=False)
+INDRNN = _family(
+    "indrnn",
+    (Option("nonlinearity", "relu", ACTIVATIONS),),
+    _other_kind("indrnn"),
+    _reference_cells.indrnn_layer,
+    in_torch=False,
+)
+MIN_GRU, MIN_LSTM = (
+    _family(name, (_IDENTITY,), _other_kind(name), layer, in_torch=False)
+    for name, layer in (
+        ("min_gru", _reference_cells.min_gru_layer),
+        ("min_lstm", _reference_cells.min_lstm_layer),
+    )
+)
+FAMILIES = {family.name: family for family in (LSTM, GRU, RNN, SLSTM, INDRNN, MIN_GRU, MIN_LSTM)}
 
 _BY_KIND = {
     kind: (family, choice)
@@ -271,7 +307,7 @@ def family_of(spec: int) -> tuple[CellSpec, Choice]:
 
 def family_of_module(module: nn.RNNBase) -> tuple[CellSpec, Choice]:
     """Of fastrnn's and of torch.nn's."""
-    family = FAMILIES[module.mode.split("_")[0].lower()]
+    family = getattr(module, "_cell", None) or FAMILIES[module.mode.split("_")[0].lower()]
     return family, tuple(getattr(module, option.name, option.default) for option in family.options)
 
 

@@ -26,7 +26,7 @@ from fastrnn._spec import (
     RNN,
     cell_of,
     family_of,
-    has_cuda_functions,
+    has_cuda_engine,
     heads_of,
 )
 
@@ -98,7 +98,7 @@ def run_stack(
         stack = stack._replace(spec=stack.spec | RECURRENT_MASK)
     family, choice = family_of(stack.spec)
     has_engine = not operands and resets is None and not stack.spec & (RAGGED | CELL_STATES)  # on CUDA
-    has_engine = has_engine and has_cuda_functions(stack.spec)
+    has_engine = has_engine and has_cuda_engine(stack.spec)
     has_torch = family.is_torchs(choice) and has_engine
     if not _ops.has_kernels(x) or (x.is_cuda and not has_engine):
         if has_torch:
@@ -221,8 +221,9 @@ def _zeros(
     stack: Stack, x: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None
 ) -> tuple[Tensor, ...]:
     batch, *widths = _sizes(stack, x, None, weights, batch_sizes)
-    rows = stack.num_layers * stack.directions
-    return tuple(x.new_zeros(rows, batch, width) for width in widths[: cell_of(stack.spec).states])
+    rows, cell = stack.num_layers * stack.directions, cell_of(stack.spec)
+    widths[1] *= cell.memories
+    return tuple(x.new_zeros(rows, batch, width) for width in widths[: cell.states])
 
 
 def _sizes(
@@ -235,5 +236,6 @@ def _sizes(
         batch = int(batch_sizes[0])
     else:
         batch = x.shape[0 if stack.spec & BATCH_FIRST else 1]
-    recurrent = weights[1].shape[1] * heads_of(stack.spec)
-    return batch, recurrent, weights[1].shape[0] // cell_of(stack.spec).gates
+    cell = cell_of(stack.spec)
+    hidden = weights[0].shape[0] // cell.gates
+    return batch, weights[1].shape[1] * heads_of(stack.spec) if cell.recurrent else hidden, hidden

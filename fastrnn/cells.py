@@ -13,7 +13,7 @@ from fastrnn._compat import is_any_autocast_enabled
 from fastrnn._heads import have_kernels, joined
 from fastrnn._options import operands_of_call
 from fastrnn._rows import check_resets
-from fastrnn._spec import QUIET, SINGLE_STEP, Choice, cell_of, has_cuda_functions
+from fastrnn._spec import QUIET, SINGLE_STEP, Choice, cell_of, has_cuda_engine
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
@@ -59,7 +59,7 @@ class _Cell(Base, nn.RNNCellBase):
         batch = input.shape[0] if input.dim() == 2 else 1
         sizes = 1, batch, self.hidden_size
         operands = operands_of_call(spec, operands, 1, self._constants(), self.training, input, sizes)
-        has_engine = not input.is_cuda or not (operands or resets is not None or not has_cuda_functions(spec))
+        has_engine = not input.is_cuda or not (operands or resets is not None or not has_cuda_engine(spec))
         if _ops.has_kernels(input) and not _ops.autocasts(input) and has_engine:
             run = layer
         elif self._changed_options() or resets is not None:

@@ -4,6 +4,7 @@ The ``*_step`` functions carry the formulas. The ``*_layer`` functions run them 
 ``*_forward`` ops take, but ``training``. Letters: T time, B batch, N rows of a packed sequence, I input, H hidden,
 P projection, R = P or H, D directions. Gates lie in torch's order, i f g o and r z n, on the first axis of a weight.
 With several heads a w_hh has R / heads columns. masks are those of recurrent dropout, [B, R] for each direction.
+Cells that torch.nn lacks are in :mod:`fastrnn._reference_cells`.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "leaky_relu": F.leaky_relu,
     "hardsigmoid": lambda x: F.relu6(x + 3) / 6,  # torch's own has a sixth in float32
     "onnx_hardsigmoid": lambda x: (0.2 * x + 0.5).clamp(0, 1),
+    "half_linear": lambda x: torch.where(x < 0, torch.sigmoid(x), x + 0.5),
 }
 
 
