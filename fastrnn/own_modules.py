@@ -100,21 +100,21 @@ class SLSTM(_OwnLayers):
         )
         if isinstance(found, Proxy):
             return found  # type: ignore[return-value]
-        y, (h_n, memories) = found
-        return y, (h_n, *memories.chunk(3, -1))
+        h_n, joined = found[1]
+        c_n, n_n, m_n = joined.chunk(3, -1)
+        return found[0], (h_n, c_n, n_n, m_n)
 
     def _states(self, hx: Any) -> Sequence[Tensor] | None:
         if hx is None:
             return ()
         if not isinstance(hx, (tuple, list)) or len(hx) != 4:
             raise TypeError("hx of an SLSTM is a tuple (h_0, c_0, n_0, m_0)")
-        h: Any = hx[0]
-        memories: list[Any] = list(hx[1:])
-        for index, memory in enumerate(memories, 1):
-            if not isinstance(memory, Tensor) or memory.shape != h.shape:
-                shape = list(getattr(memory, "shape", ()))
+        h = hx[0]
+        for index, state in enumerate(hx):
+            if not isinstance(state, Tensor) or state.shape != h.shape:
+                shape = list(getattr(state, "shape", ()))
                 raise RuntimeError(f"Expected hidden[{index}] size {tuple(h.shape)}, got {shape}")
-        return h, torch.cat(memories, -1)
+        return h, torch.cat(hx[1:], -1)
 
     def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None) -> None:
         self.check_input(input, batch_sizes)

@@ -111,6 +111,12 @@ class Stream:
         if not isinstance(module, nn.RNNBase):
             found = type(module).__name__
             raise TypeError(f"Stream takes an LSTM, GRU or RNN of fastrnn or torch.nn, not {found}")
+        family, _ = family_of_module(module)
+        if not family.in_torch:
+            found = type(module).__name__
+            raise ValueError(
+                f"Stream takes an LSTM, GRU or RNN, not {found}: call it with one time step and its states"
+            )
         unfit = [name for name in WITH_OPERANDS if getattr(module, name, None)]
         if unfit:
             option = f"{unfit[0]}={getattr(module, unfit[0])}"

@@ -57,7 +57,10 @@ def masked_indrnn_layer(
 def family() -> None:
     option = _spec.Option("activation", "tanh", _spec.ACTIVATIONS)
     found = _spec._family(
-        "masked_indrnn", (option,), lambda activation, _: ("masked_indrnn", activation, "sigmoid"), masked_indrnn_layer
+        "masked_indrnn",
+        (option,),
+        lambda activation, _: ("masked_indrnn", activation, "sigmoid"),
+        masked_indrnn_layer,
     )
     _spec.FAMILIES["masked_indrnn"] = found
     _spec._BY_KIND.update({kind: (found, choice) for choice, kind in found.kinds.items()})

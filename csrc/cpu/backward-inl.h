@@ -88,13 +88,6 @@ class BackwardPass : BackwardLayout<T> {
 
     // -- weights ------------------------------------------------------------------------------------------------------
 
-    // panels over the columns of a matrix, `rows` rows for each of `segments`
-    static void pack(const T* const* w, int64_t segments, int64_t rows, int64_t columns, T* packed, Range range) {
-        for (int64_t i = 0; i < segments; ++i) {
-            pack_wide(w[i], rows, columns, i * rows, segments * rows, packed, range);
-        }
-    }
-
     // calls body(head, its weights, its columns of those in `range`, from its first)
     template <class Body>
     void for_each_head(const Stage& stage, Range range, const Body& body) const {
@@ -117,11 +110,12 @@ class BackwardPass : BackwardLayout<T> {
             if (!s.packed) continue;
             for_each_head(s, share(s.columns, s.heads > 1 ? Layout::grain_of(s.head_columns) : kTile),
                           [&](int64_t head, const T* const* w, Range columns) {
-                              pack(w, s.reduction.segments, s.head_units, s.head_columns,
-                                   s.packed + head * s.packed_head(), columns);
+                              pack_segments(w, s.reduction.segments, s.head_units, s.head_columns,
+                                            s.packed + head * s.packed_head(), columns);
                           });
         }
-        if (b.packed_ih) pack(b.w_ih, k_.input.count, s_.hidden, s_.input, b.packed_ih, share(s_.input, kTile));
+        if (b.packed_ih)
+            pack_segments(b.w_ih, k_.input.count, s_.hidden, s_.input, b.packed_ih, share(s_.input, kTile));
         place.direction.wait();
     }
 
@@ -234,10 +228,8 @@ class BackwardPass : BackwardLayout<T> {
         tile.d_out = block.d_out;
         tile.d_y = last ? block.d_y : nullptr;
         tile.d_h = k_.reads_h ? block.d_h : nullptr;
-        for (int m = 0; m < memories_of(k_); ++m) {
-            tile.c[m] = block.c[m];
-            tile.d_c[m] = block.d_c[m];
-        }
+        tile.c = block.c;
+        tile.d_c = block.d_c;
         tile.d_values = block.d_values;
         tile.handed_on = handed_on ? block.handed_on : nullptr;
         fill_operands(p_.weights[d], p_.functions, k_.operands, now.steps, now.t, first, count, block.extra, tile);

@@ -283,10 +283,8 @@ class ForwardPass : ForwardLayout<T> {
         tile.padded = hidden_padded_;
         tile.slots = block.slots;
         tile.h = k_.reads_h ? block.h : nullptr;
-        for (int m = 0; m < memories_of(k_); ++m) {
-            tile.c[m] = block.c[m];
-            tile.c_next[m] = block.c_next[m];
-        }
+        tile.c = block.c;
+        tile.c_next = block.c_next;
         tile.out = block.out;
         tile.y = last ? block.y : nullptr;
         tile.keeps = keeps_slots_;

@@ -137,5 +137,13 @@ void multiply_by_weights(const T* a, int64_t a_stride, int64_t rows, const Reduc
            : multiply_lying(a, a_stride, rows, reduction, w, range, width, c, init, edge, near);
 }
 
+// panels over the columns of matrices, `rows` rows for each of `segments`
+template <class T>
+void pack_segments(const T* const* w, int64_t segments, int64_t rows, int64_t columns, T* packed, Range range) {
+    for (int64_t i = 0; i < segments; ++i) {
+        pack_wide(w[i], rows, columns, i * rows, segments * rows, packed, range);
+    }
+}
+
 }  // namespace
 }  // namespace fastrnn

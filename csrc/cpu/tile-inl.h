@@ -8,6 +8,7 @@
 #include "../cells/all.h"
 #include "../cells/rows.h"
 #include "math-inl.h"
+#include "panels-inl.h"
 #include "team.h"
 
 namespace fastrnn {
@@ -19,8 +20,8 @@ struct ForwardTile {
     int64_t hidden, padded;                  // units that there are, and from slot to slot
     T* const* slots;                         // [slots][padded] of a row
     const T* const* h;                       // before the step; null where the cell does not read it
-    const T* const* c[kMaxMemories];         // before the step, of a cell that has c
-    T* const* c_next[kMaxMemories];          // may be c
+    const T* (*c)[kRowBlock];                // of each memory, before the step; of a cell that has c
+    T* (*c_next)[kRowBlock];                 // may be c
     T* const* out;                           // what the stage hands on
     T* const* y;                             // where it goes too, or null
     bool keeps;                              // the values that the backward pass needs, in the place of the slots
@@ -32,16 +33,16 @@ struct ForwardTile {
 template <class T>
 struct BackwardTile {
     int64_t rows, begin, end, hidden, padded;
-    const T* const* saved;            // [saved][padded] of a row
-    const T* const* h;                // before the step; null where the cell does not read it
-    const T* const* c[kMaxMemories];  // before the step
-    const T* const* y;                // h'
-    const T* const* d_out;            // of what the stage handed on; of h' what came back through time
-    const T* const* d_y;              // to be added to it, or null
-    T* const* d_h;  // on its way around the products: made by the last stage, added to by others; null with h
-    T* const* d_c[kMaxMemories];             // of c' on entry, of c on return
-    T* const* d_values;                      // [gradients()][padded] of a row
-    T* const* handed_on;                     // what the stage handed on, again, or null
+    const T* const* saved;     // [saved][padded] of a row
+    const T* const* h;         // before the step; null where the cell does not read it
+    const T* (*c)[kRowBlock];  // before the step
+    const T* const* y;         // h'
+    const T* const* d_out;     // of what the stage handed on; of h' what came back through time
+    const T* const* d_y;       // to be added to it, or null
+    T* const* d_h;         // on its way around the products: made by the last stage, added to by others; null with h
+    T* (*d_c)[kRowBlock];  // of c' on entry, of c on return
+    T* const* d_values;    // [gradients()][padded] of a row
+    T* const* handed_on;   // what the stage handed on, again, or null
     const T* const* operands[kMaxOperands];  // each null where there is none
     const T *b_ih, *b_hh;                    // as in ForwardTile
     Functions functions;
@@ -116,8 +117,8 @@ FASTRNN_INLINE const T* zone_row([[maybe_unused]] const Tile& tile, [[maybe_unus
 constexpr int memories_of(const CellTraits& cell) { return cell.c_saved >= 0 ? cell.memories : 0; }
 
 // Where the memories of row r lie, in `to`: side by side in `row`, `apart` from each other.
-template <class Row, size_t kRows>
-void place_memories(Row* row, int64_t apart, int memories, int64_t r, Row* (*to)[kRows]) {
+template <class Row>
+void place_memories(Row* row, int64_t apart, int memories, int64_t r, Row* (*to)[kRowBlock]) {
     for (int m = 0; m < memories; ++m) to[m][r] = row + m * apart;
 }
 

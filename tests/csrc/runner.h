@@ -254,4 +254,18 @@ class Runner {
     std::vector<Array<T>> masks_;     // of each direction
 };
 
+inline std::vector<int64_t> falling_batch_sizes(int64_t time, int64_t batch) {
+    std::vector<int64_t> sizes;
+    for (int64_t t = 0; t < time; ++t)
+        sizes.push_back(time == 1 ? batch : 1 + (batch - 1) * (time - 1 - t / 2 * 2) / (time - 1));
+    return sizes;
+}
+
+// the last rows, where some are to have no step at all, and the last steps have no row
+inline std::vector<int64_t> short_batch_sizes(int64_t time, int64_t batch) {
+    std::vector<int64_t> sizes;
+    for (int64_t t = 0; t < time; ++t) sizes.push_back((batch - 1) * (time - 1 - t) / time);
+    return sizes;
+}
+
 }  // namespace fastrnn_test
