@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from bench.cases import MODES
+from bench.options import OPTIONS
 from bench.peers import SUBJECT
 from bench.report import duration
 from bench.results import Result, Run, geometric_means
@@ -47,7 +48,8 @@ def draw(run: Run, folder: Path, stem: str) -> list[Path]:
             for cell in cells if not MODES[mode].loaded else ():
                 group = [result for result in run.results if (result.mode, result.cell) == (mode, cell)]
                 pictures.append(folder / f"{stem}-{mode}-{cell}.png")
-                _draw_group(run, group, f"{cell}, {mode}", pictures[-1])
+                draw_group = _draw_options if MODES[mode].options else _draw_group
+                draw_group(run, group, f"{cell}, {mode}", pictures[-1])
         if any(SUBJECT in result.timings for result in run.comparable().results):
             pictures.append(folder / f"{stem}-means.png")
             _draw_means(run.comparable(), pictures[-1])
@@ -88,6 +90,49 @@ def _draw_group(run: Run, group: list[Result], title: str, path: Path) -> None:
     times.set_axisbelow(True)
     times.set_title("time of one run, and the least that the machine allows")
     figure.legend(*times.get_legend_handles_labels(), loc="outside lower center", ncols=7)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _draw_options(run: Run, group: list[Result], title: str, path: Path) -> None:
+    """What each option costs beside what it may, and the loops over steps beside the layers that they stand for."""
+    found = [
+        (option, result)
+        for option in OPTIONS.values()
+        for result in group
+        if f"{SUBJECT}-{option.name}" in result.timings
+    ]
+    figure, (costs, loops) = plt.subplots(
+        1, 2, figsize=(12, 1.8 + 0.3 * len(found)), sharey=True, layout="constrained", width_ratios=(1, 1)
+    )
+    figure.suptitle(f"{title}\n{caption(run)}")
+    rows = range(len(found))
+    over = [result.speedup(SUBJECT, f"{SUBJECT}-{option.name}") for option, result in found]
+    _ratio_bars(costs, [over], [SUBJECT])
+    costs.scatter(
+        [option.aim for option, _ in found], rows, marker="|", s=120, color="black", zorder=5, label="at most"
+    )
+    costs.set_yticks(rows, [f"{option.name}, {result.case.split('-', 3)[3]}" for option, result in found])
+    costs.invert_yaxis()
+    costs.set_title("time with the option / time of the plain cell")
+    ways = {"loop": "torch", "compiled": "compile"}
+    ratios = [
+        [result.speedup(f"{SUBJECT}-{option.name}", f"{way}-{option.name}") for option, result in found]
+        for way in ways
+    ]
+    _ratio_bars(loops, ratios, list(ways.values()))
+    loops.set_title("time of a loop over steps / time of the layer")
+    handles = {
+        "with the option": SUBJECT,
+        "loop of torch's operations": "torch",
+        "that loop compiled": "compile",
+    }
+    figure.legend(
+        [plt.Rectangle((0, 0), 1, 1, color=colour(peer)) for peer in handles.values()],
+        list(handles),
+        loc="outside lower center",
+        ncols=3,
+    )
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
