@@ -1,4 +1,5 @@
-"""Options of the layers beside the plain cell, and beside the loops over steps that people write for them.
+"""Options of the layers, and layers that torch.nn lacks, beside the plain cell, and beside the loops over steps that
+people write for them.
 
 An option is a peer: its time over that of the plain cell is what it costs. The loops have the parameters of the layer,
 and are held against it at evaluation, where nothing is drawn.
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.cases import CELLS, Case
+from bench.own_layers import FourStates, OwnLoop
 from bench.problem import TOLERANCE, Problem, torch_step
 from bench.runner import Runner, Settings, Unsupported
 
@@ -27,12 +29,13 @@ Build = Callable[[Problem, Settings], Runner]
 @dataclass(frozen=True)
 class Option:
     """given: the constructor's arguments by cell, for the cells that have it. aim: the most of its time over the plain
-    cell's. looped: whether it is held against loops."""
+    cell's. looped: whether it is held against loops. layer: the class, where it is not the cell's own."""
 
     name: str
     given: dict[str, dict[str, Any]]
     aim: float = 1.15
     looped: bool = False
+    layer: str = ""
 
     def check(self, case: Case) -> None:
         """Raises Unsupported where there is nothing to measure."""
@@ -64,6 +67,10 @@ OPTIONS = {
         Option("recurrent-dropout", _for_all(recurrent_dropout=0.3), looped=True),
         Option("weight-dropout", _for_all(weight_dropout=0.3)),
         Option("heads4", _for_all(heads=4), aim=0.6),
+        Option("slstm", {"lstm": {}}, looped=True, layer="SLSTM"),
+        Option("min-gru", {"gru": {}}, looped=True, layer="MinGRU"),
+        Option("min-lstm", {"gru": {}}, looped=True, layer="MinLSTM"),
+        Option("indrnn", {"rnn": {}}, looped=True, layer="IndRNN"),
     )
 }
 LOOPED = [name for name, option in OPTIONS.items() if option.looped]
@@ -139,11 +146,12 @@ def _layer(problem: Problem, option: Option) -> nn.Module:
     library: Any = importlib.import_module("fastrnn")
     torch.manual_seed(0)
     case = problem.case
-    layer: nn.Module = getattr(library, case.cell.upper())(case.input, case.hidden, **option.given[case.cell])
-    return layer
+    kind = getattr(library, option.layer or case.cell.upper())
+    layer: nn.Module = kind(case.input, case.hidden, **option.given[case.cell])
+    return FourStates(layer) if option.layer == "SLSTM" else layer
 
 
-def _hold(loop: Loop, problem: Problem) -> None:
+def _hold(loop: Loop | OwnLoop, problem: Problem) -> None:
     """A ValueError where the loop is not what the layer computes, gradients included."""
     loop.eval()
     names = ("y", "h_n", *(f"gradient {index}" for index in range(99)))
@@ -170,8 +178,9 @@ def build_option(name: str) -> Build:
 
 def build_loop(name: str, compiled: bool = False) -> Build:
     def build(problem: Problem, _: Settings) -> Runner:
-        loop: nn.Module = Loop(_layer(problem, OPTIONS[name]))
-        assert isinstance(loop, Loop)
+        option = OPTIONS[name]
+        layer = _layer(problem, option)
+        loop = OwnLoop(layer) if option.layer else Loop(layer)
         _hold(loop, problem)
         if not compiled:
             return _runner(loop, problem)
