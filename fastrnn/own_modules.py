@@ -126,35 +126,21 @@ class _UnitByUnit(_OwnLayers):
     """Layers whose units see each other's h in no product: of torch.nn's weights they have ``weight_ih_l{k}`` and
     ``bias_ih_l{k}`` alone."""
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        *,
-        recompute: bool = False,
-    ) -> None:
-        sizes = input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional
-        super().__init__("RNN_TANH", *sizes, device=device, dtype=dtype, recompute=recompute)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__("RNN_TANH", *args, **kwargs)
         self.mode = self._mode
         names: list[list[str]] = []
         for suffix in self._suffixes():
             weight: Tensor = getattr(self, "weight_ih" + suffix)
-            rows = self._cell.gates * hidden_size
+            rows = self._cell.gates * self.hidden_size
             self.register_parameter(
                 "weight_ih" + suffix, nn.Parameter(weight.new_empty(rows, weight.shape[1]))
             )
-            if bias:
+            if self.bias:
                 self.register_parameter("bias_ih" + suffix, nn.Parameter(weight.new_empty(rows)))
             for name in ("weight_hh", "bias_hh"):
                 self._parameters.pop(name + suffix, None)
-            names.append([name + suffix for name in ("weight_ih", "bias_ih")[: 1 + bool(bias)]])
+            names.append([name + suffix for name in ("weight_ih", "bias_ih")[: 1 + bool(self.bias)]])
         set_weight_names(self, names)
         self._add_operands()
         self.reset_parameters()
@@ -201,8 +187,23 @@ class IndRNN(_UnitByUnit):
     _cell = _spec.INDRNN
     _mode = "INDRNN"
 
-    def __init__(self, *args: Any, nonlinearity: str = "relu", **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        nonlinearity: str = "relu",
+        recompute: bool = False,
+    ) -> None:
+        sizes = input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional
+        super().__init__(*sizes, device=device, dtype=dtype, recompute=recompute)
         self.nonlinearity = self._cell.check("nonlinearity", nonlinearity)
 
     def _add_operands(self) -> None:
@@ -221,8 +222,23 @@ class IndRNN(_UnitByUnit):
 
 
 class _Minimal(_UnitByUnit):
-    def __init__(self, *args: Any, activation: str = "identity", **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str = "identity",
+        recompute: bool = False,
+    ) -> None:
+        sizes = input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional
+        super().__init__(*sizes, device=device, dtype=dtype, recompute=recompute)
         self.activation = self._cell.check("activation", activation)
 
     def _choice(self) -> Choice:

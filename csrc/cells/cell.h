@@ -15,7 +15,8 @@
 //
 // where V is the engine's value type: lanes of units on the CPU, a scalar on the device. handed_on is asked of every
 // stage but the last, and of the last too where the cell may be projected. The engines bring sigmoid, tanh, fma, select
-// and absolute of V; the CPU's also exp, log_sigmoid and larger.
+// and absolute of V; the CPU's also larger, log_sigmoid, and exp of what is
+// not above zero.
 //
 // A cell of whole rows has traits alone: what it computes needs all units of a row, so the engine has functions for it.
 #pragma once

@@ -32,7 +32,11 @@ void evaluate(MathFunction function, const T* in, T* out, int64_t count) {
     for (int64_t i = 0; i < count; i += Vec<T>::kLanes) {
         const int64_t lanes = count - i < Vec<T>::kLanes ? count - i : Vec<T>::kLanes;
         const Vec<T> x = load_partial(in + i, lanes);
-        store_partial(function == MathFunction::sigmoid ? sigmoid(x) : tanh(x), out + i, lanes);
+        const Vec<T> y = function == MathFunction::sigmoid ? sigmoid(x)
+                         : function == MathFunction::tanh  ? tanh(x)
+                         : function == MathFunction::exp   ? exp(Vec<T>{T(0)} - absolute(x))
+                                                           : log_sigmoid(x);
+        store_partial(y, out + i, lanes);
     }
 }
 

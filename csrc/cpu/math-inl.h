@@ -81,11 +81,11 @@ FASTRNN_INLINE Vec<T> sigmoid(Vec<T> x) {
     return one / fma(e.scale, one + e.expm1_r, one);
 }
 
-// e^x, but at least the smallest normal number, about
+// e^x of an x that is not above zero; a unit below kLowest 2^n is zero
 template <class T>
 FASTRNN_INLINE Vec<T> exp(Vec<T> x) {
     using C = ExpConstants<T>;
-    const SplitExp<T> e = split_exp(smaller(Vec<T>{C::kHighest}, larger(Vec<T>{C::kLowest}, x)));
+    const SplitExp<T> e = split_exp(larger(Vec<T>{C::kLowest - 1}, x));
     return fma(e.scale, e.expm1_r, e.scale);
 }
 

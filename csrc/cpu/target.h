@@ -5,7 +5,7 @@
 
 namespace fastrnn {
 
-enum class MathFunction { sigmoid, tanh };
+enum class MathFunction { sigmoid, tanh, exp, log_sigmoid };  // exp of -|x|
 
 struct Kernels {
     size_t (*forward_workspace_bytes)(const ForwardParams&);
