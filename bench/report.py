@@ -42,7 +42,9 @@ def header(run: Run, console: Console) -> None:
         f"{caches}; {' '.join(machine['flags'])}; fastrnn kernels: {machine.get('isa', 'none')}"
     )
     versions = ", ".join(
-        f"{name} {version}" for name, version in run.peers.items() if "absent" not in version
+        f"{name} {version}"
+        for name, version in run.peers.items()
+        if "absent" not in version and not (name in PEERS and PEERS[name].only)
     )
     console.print(f"Python {machine['python']}, {versions}; commit {machine['commit']}", highlight=False)
     for name, version in run.peers.items():
