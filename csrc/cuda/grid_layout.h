@@ -16,7 +16,8 @@ FASTRNN_INLINE constexpr int64_t grid_ceil(int64_t value, int64_t divisor) { ret
 // Whether the grid engine has been compiled for a cell: one stage whose product has all rows of w_hh; tanh, and relu
 // without gates beside the candidate.
 FASTRNN_INLINE constexpr bool grid_has(const CellTraits& cell, Activation activation) {
-    const bool one_product = cell.stages == 1 && cell.recurrent[0].count == cell.gates && cell.operands == 0;
+    const bool one_product = cell.stages == 1 && cell.recurrent[0].count == cell.gates;
+    if (cell.operands || cell.memories > 1) return false;
     return one_product && (activation == Activation::tanh || (activation == Activation::relu && cell.gates == 1));
 }
 
