@@ -122,6 +122,8 @@ MODES = {
             options=True,
             cases=_OPTIONS,
             peers=_BOTH,
+            rounds=15,  # many and short: the ratios that it is about are close to 1
+            block_seconds=0.04,
         ),
         Mode("stream", "one time step a call, the state carried from call to call", stream=True),
         Mode("quantized", "forward of one sequence with weights of fewer bits", quantized=True),
