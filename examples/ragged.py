@@ -37,7 +37,7 @@ from recipe import Config, DiagnoseLoss, InputError, Task, fit, loader
 from recipe.files import save_figure
 from recipe.show import console, progress, table
 
-CONFIG = Config(lr=3e-3, schedule="cosine", clip=1.0, dropout=0.2, epochs=8, batch=64, hidden=128)
+CONFIG = Config(lr=1e-2, schedule="cosine", clip=1.0, dropout=0.3, epochs=8, batch=32, hidden=128)
 LONGEST = 400  # characters of a docstring that are read
 PADDING = 0  # as a character; those of ALPHABET begin at 1
 NONE = -1.0  # the target where there is no letter
@@ -230,7 +230,8 @@ def main() -> None:
     except InputError as fault:
         raise SystemExit(f"ragged: {fault}") from None
     if args.quick:
-        config, train, test = replace(config, epochs=2, hidden=48, batch=32), train[:1500], test[:200]
+        config = replace(config, epochs=3, hidden=64, batch=16)
+        train, validation, test = train[:1000], validation[:200], test[:200]
     mean = sum(map(len, train)) / len(train)
     console.print(
         f"docstrings: {len(train)} to train, {len(validation)} to validate, {len(test)} to test; "
@@ -250,11 +251,9 @@ def main() -> None:
     except FloatingPointError as fault:
         raise SystemExit(f"ragged: {fault}") from None
     logits = task.predict(encode(test)[0], config.batch)
-    restored = {
-        "sentences' first letters": [Rules().restore(text) for text in test],
-        "and words as in training": [Rules(train).restore(text) for text in test],
-        "LSTM": [restore(row, text) for row, text in zip(logits, test, strict=True)],
-    }
+    rules = {"sentences' first letters": Rules(), "and words as in training": Rules(train)}
+    restored = {name: [rule.restore(text) for text in test] for name, rule in rules.items()}
+    restored["LSTM"] = [restore(row, text) for row, text in zip(logits, test, strict=True)]
     out = table("Capitals of the test", "method", "precision", "recall", "F1")
     for name, texts in restored.items():
         out.add_row(*score(name, texts, test))
