@@ -52,6 +52,7 @@ FORMULAS = {
     "leaky_relu": lambda v: torch.maximum(v, v / 100),
     "hardsigmoid": lambda v: functional.relu6(v + 3) / 6,
     "onnx_hardsigmoid": lambda v: torch.clamp(0.2 * v + 0.5, 0, 1),
+    "half_linear": lambda v: torch.relu(v) + 1 / (1 + torch.exp(torch.relu(-v))),
 }
 
 
