@@ -19,7 +19,26 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$" AND NOT FASTRNN_EMULA
     set(flags_of_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma)
 endif()
 
-foreach(name ${instruction_sets})
+# what goes beside an instruction set, where the compiler and its assembler know it
+set(units "")
+if(avx512 IN_LIST instruction_sets)
+    include(CheckCXXSourceCompiles)
+    set(flags_of_amx ${flags_of_avx512} -mavx512bf16)
+    string(JOIN " " CMAKE_REQUIRED_FLAGS ${flags_of_amx})
+    check_cxx_source_compiles("
+        #include <immintrin.h>
+        int main() {
+            volatile __m512bh rounded = _mm512_cvtne2ps_pbh(_mm512_setzero_ps(), _mm512_setzero_ps());
+            __asm__ volatile(\"tdpbf16ps %tmm1, %tmm2, %tmm3\");
+            return (void)rounded, 0;
+        }" FASTRNN_COMPILES_AMX)
+    unset(CMAKE_REQUIRED_FLAGS)
+    if(FASTRNN_COMPILES_AMX)
+        list(APPEND units amx)
+    endif()
+endif()
+
+foreach(name ${instruction_sets} ${units})
     # no link-time optimisation: it would merge code across the instruction sets
     set_source_files_properties(csrc/cpu/target_${name}.cpp PROPERTIES
         COMPILE_OPTIONS "${target_flags};-fno-lto;${flags_of_${name}}")
@@ -28,11 +47,14 @@ endforeach()
 # a library of the kernels for every instruction set
 function(add_kernels library)
     add_library(${library} csrc/cpu/cores.cpp csrc/cpu/dispatch.cpp csrc/cpu/fork.cpp)
-    foreach(name ${instruction_sets})
+    foreach(name ${instruction_sets} ${units})
         target_sources(${library} PRIVATE csrc/cpu/target_${name}.cpp)
     endforeach()
     if(avx2 IN_LIST instruction_sets)
         target_compile_definitions(${library} PRIVATE FASTRNN_X86)
+    endif()
+    if(amx IN_LIST units)
+        target_compile_definitions(${library} PRIVATE FASTRNN_AMX)
     endif()
     target_include_directories(${library} PUBLIC
         $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/csrc/include>

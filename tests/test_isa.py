@@ -11,7 +11,7 @@ import torch
 from helpers import BF16, CELLS, F16, F32, F64, Case, assert_same, fast_module, make_inputs, run_module
 
 OPS = torch.ops.fastrnn
-PREFERENCE = ["avx512", "avx2", "generic"]
+PREFERENCE = ["amx", "avx512", "avx2", "generic"]
 COMPILED = OPS.compiled_isas().split(",")
 SUPPORTED = OPS.supported_isas().split(",")
 

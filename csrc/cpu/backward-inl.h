@@ -55,7 +55,7 @@ class BackwardPass : BackwardLayout<T> {
     };
 
     void work(int thread, int threads) {
-        Place place = find_place<T>(s_, k_.gates, grain_, sizeof(T), barriers_, flags_, threads, thread);
+        Place place = find_place(s_, k_.gates, grain_, arithmetic_of<T>(), barriers_, flags_, threads, thread);
         for (int d = place.first_direction; d <= place.last_direction; ++d) {
             pack_weights(d, place);
             run_direction(d, place, thread);

@@ -96,7 +96,7 @@ struct BackwardLayout {
           recurrent_padded_(padded_units(recurrent_)),
           values_stride_(k_.gradients() * hidden_padded_),
           arena_(workspace) {
-        threads_ = useful_threads<T>(s_, k_.gates, 2, params.threads);
+        threads_ = useful_threads(s_, k_.gates, arithmetic_of<T>(), 2, params.threads);
         const bool apart = !k_.whole_rows && heads_.part(s_, threads_of_first(s_.directions == 2, threads_));
         barriers_ = apart || k_.recurrent[0].count == 0 ? 0 : stages_;
         grain_ = k_.whole_rows ? round_up(max(s_.hidden, 1), kTile) : apart ? heads_.units : grain_of(heads_.units);

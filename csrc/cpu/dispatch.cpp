@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cpu_features.h"
 #include "target.h"
 
 namespace fastrnn {
@@ -13,7 +14,7 @@ namespace {
 struct Target {
     const char* name;
     bool (*supported)();
-    const Kernels* kernels;
+    Kernels kernels;
 };
 
 #if defined(FASTRNN_X86)
@@ -22,6 +23,9 @@ bool has_avx512() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
 }
+#if defined(FASTRNN_AMX)
+bool has_amx() { return has_avx512() && may_use_bfloat16_tiles(); }
+#endif
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 #endif
 bool always() { return true; }
@@ -29,10 +33,13 @@ bool always() { return true; }
 // in order of preference
 const Target kTargets[] = {
 #if defined(FASTRNN_X86)
-    {"avx512", has_avx512, &kernels_avx512},
-    {"avx2", has_avx2, &kernels_avx2},
+#if defined(FASTRNN_AMX)
+    {"amx", has_amx, {&passes_avx512, &unit_amx}},
 #endif
-    {"generic", always, &kernels_generic},
+    {"avx512", has_avx512, {&passes_avx512, nullptr}},
+    {"avx2", has_avx2, {&passes_avx2, nullptr}},
+#endif
+    {"generic", always, {&passes_generic, nullptr}},
 };
 
 const Target* find(const char* name) {
@@ -88,7 +95,7 @@ Params with_a_thread(Params params) {
 
 }  // namespace
 
-const Kernels& active_kernels() { return *active_target().kernels; }
+const Kernels& active_kernels() { return active_target().kernels; }
 const char* active_isa() { return active_target().name; }
 bool isa_compiled(const char* name) { return find(name) != nullptr; }
 
@@ -100,18 +107,21 @@ bool isa_supported(const char* name) {
 void force_isa(const char* name) { active.store(*name ? require(name) : choose(), std::memory_order_release); }
 
 size_t forward_workspace_bytes(const ForwardParams& params, const Kernels& kernels) {
-    return kernels.forward_workspace_bytes(with_a_thread(params));
+    return kernels.passes->forward_workspace_bytes(with_a_thread(params), kernels.unit);
 }
 
 size_t backward_workspace_bytes(const BackwardParams& params, const Kernels& kernels) {
-    return kernels.backward_workspace_bytes(with_a_thread(params));
+    return kernels.passes->backward_workspace_bytes(with_a_thread(params));
 }
 
 Plan plan_forward(const ForwardParams& params, const Kernels& kernels) {
-    return kernels.plan_forward(with_a_thread(params));
+    return kernels.passes->plan_forward(with_a_thread(params), kernels.unit);
 }
 
-void forward(const ForwardParams& params, const Kernels& kernels) { kernels.forward(with_a_thread(params)); }
-void backward(const BackwardParams& params, const Kernels& kernels) { kernels.backward(with_a_thread(params)); }
+void forward(const ForwardParams& params, const Kernels& kernels) {
+    kernels.passes->forward(with_a_thread(params), kernels.unit);
+}
+
+void backward(const BackwardParams& params, const Kernels& kernels) { kernels.passes->backward(with_a_thread(params)); }
 
 }  // namespace fastrnn

@@ -14,13 +14,6 @@
 namespace fastrnn {
 namespace {
 
-// up to so many rows a step begins with the weights that the step before read last, which are still near
-constexpr int64_t kRowsInTurns = 16;
-// Few rows stay with several tiles from the product to the cell, about so many rows times tiles: the arithmetic of one
-// cell is a long chain that leaves the core idle, and a call of a tile's functions takes its time too. With one row, 8
-// tiles instead of 4 gained 3 per cent at H 128; with 8 rows, 4 instead of 1 gained 4.
-constexpr int64_t kRowsTogether = 32, kTilesTogether = 8;
-
 template <class T>
 class ForwardPass : ForwardLayout<T> {
     using Layout = ForwardLayout<T>;
@@ -30,30 +23,30 @@ class ForwardPass : ForwardLayout<T> {
     using Layout::masked_, Layout::masked_padded_, Layout::masked_rows_, Layout::packs_tiles_, Layout::prepared_;
     using Layout::prepared_rows_, Layout::prepared_size_, Layout::recurrent_, Layout::recurrent_padded_, Layout::s_;
     using Layout::stages_, Layout::storage_, Layout::threads_, Layout::tile_, Layout::tile_size_, Layout::tiles_;
-    using Layout::zeros_, Layout::kLanes;
+    using Layout::unit_, Layout::zeros_, Layout::kLanes;
     using typename Layout::Buffers, typename Layout::Stage;
 
    public:
-    static size_t workspace_bytes(const ForwardParams& params) {
-        ForwardPass pass(params, nullptr);
+    static size_t workspace_bytes(const ForwardParams& params, const Bfloat16Unit* unit) {
+        ForwardPass pass(params, unit, nullptr);
         return pass.arena_.used();
     }
 
-    static void run(const ForwardParams& params) {
-        ForwardPass pass(params, params.workspace);
+    static void run(const ForwardParams& params, const Bfloat16Unit* unit) {
+        ForwardPass pass(params, unit, params.workspace);
         fill_offsets(params.shape, pass.offsets_);
         __builtin_memset(pass.flags_, 0, sizeof(Flag) * 3 * static_cast<size_t>(pass.threads_));
         __builtin_memset(pass.zeros_, 0, sizeof(T) * static_cast<size_t>(max(pass.cell_width_, pass.recurrent_)));
         run_team(pass.threads_, [&pass](int thread, int threads) { pass.work(thread, threads); });
     }
 
-    static Plan plan(const ForwardParams& params) {
-        const ForwardPass pass(params, nullptr);
+    static Plan plan(const ForwardParams& params, const Bfloat16Unit* unit) {
+        const ForwardPass pass(params, unit, nullptr);
         const auto schedule_of = [&](auto* choose, int threads) {
-            return choose(params.shape, pass.k_.gates, pass.grain_, pass.storage_.bytes, pass.barriers_, threads);
+            return choose(params.shape, pass.k_.gates, pass.grain_, pass.storage_.arithmetic, pass.barriers_, threads);
         };
-        const bool apart = schedule_of(runs_directions_apart<T>, pass.threads_);
-        const Schedule schedule = schedule_of(choose_schedule<T>, threads_of_first(apart, pass.threads_));
+        const bool apart = schedule_of(runs_directions_apart, pass.threads_);
+        const Schedule schedule = schedule_of(choose_schedule, threads_of_first(apart, pass.threads_));
         const int turns = apart ? 1 : params.shape.directions;
         return {pass.threads_, params.shape.directions / turns, schedule.batch_parts, schedule.unit_parts,
                 turns * schedule.seconds};
@@ -77,13 +70,15 @@ class ForwardPass : ForwardLayout<T> {
     };
 
     void work(int thread, int threads) {
-        Place place = find_place<T>(s_, k_.gates, grain_, storage_.bytes, barriers_, flags_, threads, thread);
+        Place place = find_place(s_, k_.gates, grain_, storage_.arithmetic, barriers_, flags_, threads, thread);
+        if (unit_) unit_->begin();
         for (int d = place.first_direction; d <= place.last_direction; ++d) {
             prepare_weights(d, place);
             const Scratch scratch{tiles_ + thread * tile_size_, prepared_ + thread * prepared_rows_ * prepared_size_,
                                   masked_ + thread * masked_rows_ * masked_padded_};
             if (place.works) run_direction(d, place, scratch);
         }
+        if (unit_) unit_->end();
     }
 
     // -- weights ------------------------------------------------------------------------------------------------------
@@ -122,16 +117,9 @@ class ForwardPass : ForwardLayout<T> {
         }
         write_final_state(d, steps, rows, place);
         if (!offsets_ || s_.packed) return;
-        clear_rest(y(d), steps, rows, columns_of(place));
-        if (p_.cell_states) clear_rest(cell_states(d), steps, rows, place.units);
-    }
-
-    Rows<T> y(int d) const {
-        return {static_cast<T*>(p_.y) + d * recurrent_, {p_.y_stride_time, p_.y_stride_batch, s_.packed}};
-    }
-    Rows<T> cell_states(int d) const {
-        return {static_cast<T*>(p_.cell_states) + d * s_.hidden,
-                {p_.cell_states_stride_time, p_.cell_states_stride_batch, s_.packed}};
+        p_.bfloat16_sequences ? clear_rest(this->template y<Bfloat16>(d), steps, rows, columns_of(place))
+                              : clear_rest(this->template y<T>(d), steps, rows, columns_of(place));
+        if (p_.cell_states) clear_rest(this->cell_states(d), steps, rows, place.units);
     }
 
     // where the slots of a row lie: in the reserve when they are kept, else in the chunk's buffer
@@ -146,7 +134,6 @@ class ForwardPass : ForwardLayout<T> {
     // calls body(a, c, count) with the addresses of the rows of x and of their slots, a block of rows at a time
     template <class Body>
     void for_each_input_block(int d, const Steps& steps, Range rows, int64_t first, int64_t last, const Body& body) {
-        const Rows<const T> x{static_cast<const T*>(p_.x), {p_.x_stride_time, p_.x_stride_batch, s_.packed}};
         const T* a[kRowBlock];
         T* c[kRowBlock];
         int64_t filled = 0;
@@ -154,7 +141,7 @@ class ForwardPass : ForwardLayout<T> {
             const Moment now{d, steps, steps.time_of(step), step, step - first};
             const int64_t end = min(rows.end, steps.count(now.t));
             for (int64_t b = rows.begin; b < end; ++b) {
-                a[filled] = x.at(steps, now.t, b);
+                a[filled] = this->row_of_x(steps, now.t, b);
                 c[filled] = slots_of(now, b);
                 if (++filled == kRowBlock) {
                     body(a, c, filled);
@@ -166,7 +153,7 @@ class ForwardPass : ForwardLayout<T> {
     }
 
     void prepare(const Product<T>& product, const T* const* rows, int64_t count, T* out) const {
-        if (product.form->prepare) product.form->prepare(rows, count, product.length, out, prepared_size_);
+        if (product.form->prepare) product.form->prepare(product, rows, count, out, prepared_size_);
     }
 
     // the rows of a block as its product's form takes them
@@ -260,8 +247,8 @@ class ForwardPass : ForwardLayout<T> {
     void fill(Block& block, const Moment& now, int stage, int64_t first, int64_t count) const {
         const Buffers& buffers = buffers_[now.d];
         const Stage& current = buffers.stages[stage];
-        const bool last = stage + 1 == stages_;
-        const Rows<T> y = this->y(now.d);
+        const bool last = stage + 1 == stages_, writes = last && !p_.bfloat16_sequences;
+        const Rows<T> y = this->template y<T>(now.d);
         T* const out = last ? buffers.h[(now.step + 1) & 1] : current.handed_on;
         const int64_t out_stride = last ? recurrent_padded_ : hidden_padded_;
         for (int64_t r = 0; r < count; ++r) {
@@ -269,7 +256,7 @@ class ForwardPass : ForwardLayout<T> {
             block.slots[r] = slots_of(now, b);
             if (k_.reads_h) block.h[r] = previous_h(now, b);
             block.out[r] = out + b * out_stride;
-            if (last) block.y[r] = y.at(now.steps, now.t, b);
+            if (writes) block.y[r] = y.at(now.steps, now.t, b);
             if (k_.c_saved < 0) continue;
             T* const kept = buffers.c + b * k_.memories * hidden_padded_;
             const T* const before =
@@ -286,7 +273,7 @@ class ForwardPass : ForwardLayout<T> {
         tile.c = block.c;
         tile.c_next = block.c_next;
         tile.out = block.out;
-        tile.y = last ? block.y : nullptr;
+        tile.y = writes ? block.y : nullptr;
         tile.keeps = keeps_slots_;
         fill_operands(p_.weights[now.d], p_.functions, k_.operands, now.steps, now.t, first, count, block.extra, tile);
     }
@@ -359,10 +346,22 @@ class ForwardPass : ForwardLayout<T> {
     // the cell's arithmetic on rows from `first` on
     void run_tile(const Moment& now, int stage, int64_t first, const ForwardTile<T>& tile) const {
         buffers_[now.d].stages[stage].arithmetic(tile);
+        if (stage + 1 == stages_ && p_.bfloat16_sequences) round_output(now, first, tile);
         if (!p_.cell_states || stage + 1 != k_.stages) return;
-        const Rows<T> to = cell_states(now.d);
+        const Rows<T> to = this->cell_states(now.d);
         for (int64_t r = 0; r < tile.rows; ++r) {
             copy_part<T>(tile.c_next[0][r], to.at(now.steps, now.t, first + r), {tile.begin, tile.end});
+        }
+    }
+
+    // h' to y
+    void round_output(const Moment& now, int64_t first, const ForwardTile<T>& tile) const {
+        if constexpr (sizeof(T) == sizeof(float)) {
+            const Rows<Bfloat16> y = this->template y<Bfloat16>(now.d);
+            for (int64_t r = 0; r < tile.rows; ++r) {
+                round_to_stored(tile.out[r] + tile.begin, y.at(now.steps, now.t, first + r) + tile.begin,
+                                tile.end - tile.begin);
+            }
         }
     }
 

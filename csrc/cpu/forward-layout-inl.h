@@ -3,19 +3,26 @@
 
 #include "functions-inl.h"
 #include "mask-inl.h"
-#include "product-inl.h"
+#include "storage-inl.h"
 
 namespace fastrnn {
 namespace {
 
 constexpr int64_t kChunkBytes = 256 * 1024;  // preactivations of a chunk, a thread
 constexpr int64_t kUnpackedRows = 8;         // up to here reading the weights as they lie beats packing them
-// and so does it for so few rows a step, below so many steps; many more where two copies crowd the caches
-constexpr int64_t kUnpackedBatch = 2, kUnpackedSteps = 48, kUnpackedStepsFar = 256, kFarBytes = 6 << 20;
+// and so does it for few rows a step (kUnpackedBatch), below so many steps; many more where two copies crowd the caches
+constexpr int64_t kUnpackedSteps = 48, kUnpackedStepsFar = 256, kFarBytes = 6 << 20;
 
 // What a vector of weights costs in multiply-adds of vectors, of which packed weights take one a row: to be packed, and
 // to meet a vector of rows in their lanes.
 constexpr double kPackingCost = 13, kLanesCost = 1.1;
+
+// up to so many rows a step begins with the weights that the step before read last, which are still near
+constexpr int64_t kRowsInTurns = 16;
+// Few rows stay with several tiles from the product to the cell, about so many rows times tiles: the arithmetic of one
+// cell is a long chain that leaves the core idle, and a call of a tile's functions takes its time too. With one row, 8
+// tiles instead of 4 gained 3 per cent at H 128; with 8 rows, 4 instead of 1 gained 4.
+constexpr int64_t kRowsTogether = 32, kTilesTogether = 8;
 
 constexpr int kMaxStages = kMaxCellStages + 1;  // the projection is one more
 
@@ -41,12 +48,14 @@ struct ForwardLayout {
         T* slots;  // [chunk rows, slots, Hp], where the reserve does not hold them
     };
 
-    ForwardLayout(const ForwardParams& params, void* workspace)
+    ForwardLayout(const ForwardParams& params, const Bfloat16Unit* unit, void* workspace)
         : p_(params),
           s_(params.shape),
           cell_(cell_functions<T>(params.cell, params.functions)),
           k_(traits_in_call(cell_.traits, params.weights[0])),
-          storage_(storage_of<T>(params.format)),
+          unit_(params.bfloat16_sequences ? unit : nullptr),
+          storage_(params.bfloat16_sequences ? storage_of_bfloat16<T>(false, unit) : storage_of<T>(params.format)),
+          storage_of_x_(params.bfloat16_sequences ? storage_of_bfloat16<T>(true, unit) : storage_),
           stages_(k_.stages + (s_.projection ? 1 : 0)),
           heads_(Heads::of(s_)),
           tile_(tile_units<T>(k_, heads_)),
@@ -57,26 +66,27 @@ struct ForwardLayout {
           masked_padded_(max(hidden_padded_, recurrent_padded_)),
           keeps_slots_(params.reserve && k_.saved > 0),
           arena_(workspace) {
-        threads_ = useful_threads<T>(s_, k_.gates, 1, params.threads);
+        threads_ = useful_threads(s_, k_.gates, storage_.arithmetic, 1, params.threads);
         const bool apart = !k_.whole_rows && heads_.part(s_, threads_of_first(s_.directions == 2, threads_));
         barriers_ = apart || k_.recurrent[0].count == 0 ? 0 : stages_;
         grain_ = k_.whole_rows ? round_up(max(s_.hidden, 1), tile_)
                  : apart       ? heads_.units
                                : max(tile_, 64 / static_cast<int64_t>(sizeof(T)));
         const int64_t row_bytes = k_.slots * hidden_padded_ * static_cast<int64_t>(sizeof(T));
-        const int64_t weight_bytes = k_.gates * s_.hidden * heads_.length * storage_.bytes;
+        const int64_t weight_bytes = k_.gates * s_.hidden * heads_.length * storage_.arithmetic.bytes;
         choose_chunk(row_bytes * s_.batch, weight_bytes);
         flags_ = arena_.take<Flag>(3 * threads_);
         offsets_ = s_.batch_sizes ? arena_.take<int64_t>(s_.time + 1) : nullptr;
         zeros_ = arena_.take<T>(max(cell_width_, recurrent_));
-        const ProductForm<T>* const x_form = form_for(s_.rows, 1, s_.rows > kUnpackedRows);
+        const ProductForm<T>* const x_form = form_for(storage_of_x_, s_.rows, 1, s_.rows > kUnpackedRows);
         const ProductForm<T>* const h_form =
-            form_for(s_.batch, s_.time, s_.rows > kUnpackedRows && packs_recurrent(weight_bytes));
-        packs_tiles_ = x_form == storage_.packed && chunk_ == s_.time;
-        by_tiles_ = packs_tiles_ || x_form == storage_.in_lanes;
-        tile_size_ = packs_tiles_ ? s_.input * k_.input.count * tile_ : 0;
-        tiles_ = arena_.take<T>(threads_ * tile_size_);
+            form_for(storage_, s_.batch, s_.time, s_.rows > kUnpackedRows && packs_recurrent(weight_bytes));
+        packs_tiles_ = x_form == storage_of_x_.packed && chunk_ == s_.time;
+        by_tiles_ = packs_tiles_ || x_form == storage_of_x_.in_lanes;
         for (int d = 0; d < s_.directions; ++d) lay_out(buffers_[d], p_.weights[d], x_form, h_form);
+        const Product<T>& ih = buffers_[0].ih;
+        tile_size_ = packs_tiles_ && ih.form ? ih.form->packed_size(ih) * tile_ : 0;
+        tiles_ = arena_.take<T>(threads_ * tile_size_);
         const auto prepared_size = [](const Product<T>& product) {
             const bool prepares = product.form && product.form->prepare;
             return prepares ? round_up(product.form->prepared_size(product.length), kUnitAlignment) : 0;
@@ -103,20 +113,20 @@ struct ForwardLayout {
 
     bool packs_recurrent(int64_t weight_bytes) const {
         const int64_t steps = weight_bytes > kFarBytes ? kUnpackedStepsFar : kUnpackedSteps;
-        return s_.batch > kUnpackedBatch || (!storage_.widens && s_.time >= steps);
+        return s_.batch > storage_.unpacked_batch || (!storage_.widens && s_.time >= steps);
     }
 
     // for so many products of `rows` rows each with the same weights
-    const ProductForm<T>* form_for(int64_t rows, int64_t products, bool packs) const {
-        if (!packs || !storage_.packed) return storage_.as_it_lies;
+    const ProductForm<T>* form_for(const Storage<T>& storage, int64_t rows, int64_t products, bool packs) const {
+        if (!packs || !storage.packed) return storage.as_it_lies;
         const auto cost = static_cast<double>(products * round_up(rows, kLanes)) * kLanesCost;
         const auto packed = kPackingCost + static_cast<double>(products * rows);
-        return storage_.in_lanes && cost < packed ? storage_.in_lanes : storage_.packed;
+        return storage.in_lanes && cost < packed ? storage.in_lanes : storage.packed;
     }
 
     void lay_out(Buffers& b, const Weights& w, const ProductForm<T>* x_form, const ProductForm<T>* h_form) {
         b.ih = product(w.w_ih, w.scale_ih, s_.input, k_.input, x_form);
-        if (x_form == storage_.packed && !packs_tiles_) take_panels(b.ih);
+        if (x_form == storage_of_x_.packed && !packs_tiles_) take_panels(b.ih);
         for (int i = 0; i < k_.stages; ++i) {
             const bool last = i + 1 == stages_;
             const int64_t length = i == 0 ? heads_.length : heads_.units;
@@ -125,11 +135,12 @@ struct ForwardLayout {
             if (h_form == storage_.packed) take_panels(b.stages[i].product);
         }
         if (s_.projection) {
-            // int8 stands for the other two matrices alone
-            const bool plain = p_.format == WeightFormat::int8;
-            const Storage<T> storage = storage_of<T>(plain ? WeightFormat::plain : p_.format);
-            Product<T> product{storage.packed, w.w_hr,          nullptr,           1,     recurrent_, s_.hidden,
-                               {0, 1},         k_.gate_of_slot, recurrent_padded_, kWide, nullptr,    0};
+            // int8 stands for the other two matrices alone; of few rows nothing is rounded
+            const WeightFormat format = p_.format == WeightFormat::int8 ? WeightFormat::plain : p_.format;
+            const bool few = s_.batch <= storage_.unpacked_batch;
+            const Storage<T> storage = unit_ && !few ? storage_ : storage_of<T>(format);
+            Product<T> product{storage.packed,    w.w_hr, nullptr, 1, recurrent_, s_.hidden, {0, 1}, k_.gate_of_slot,
+                               recurrent_padded_, kWide,  nullptr, 0, unit_};
             take_panels(product);
             b.stages[k_.stages] = {product, copy_to_output, recurrent_, kLanes * kWide, nullptr};
         }
@@ -154,7 +165,8 @@ struct ForwardLayout {
                 hidden_padded_,
                 tile_ < kLanes * kWide ? static_cast<int>(tile_ / kLanes) : kWide,
                 nullptr,
-                0};
+                0,
+                unit_};
     }
 
     void take_panels(Product<T>& product) {
@@ -182,17 +194,40 @@ struct ForwardLayout {
 
     // h' is there: it goes to y
     static void copy_to_output(const ForwardTile<T>& tile) {
+        if (!tile.y) return;
         for (int64_t r = 0; r < tile.rows; ++r) {
             __builtin_memcpy(tile.y[r] + tile.begin, tile.out[r] + tile.begin,
                              sizeof(T) * static_cast<size_t>(tile.end - tile.begin));
         }
     }
 
+    // -- rows of what was given
+    // -------------------------------------------------------------------------------------------
+
+    // U: what it is stored as
+    template <class U>
+    Rows<U> y(int d) const {
+        return {static_cast<U*>(p_.y) + d * recurrent_, {p_.y_stride_time, p_.y_stride_batch, s_.packed}};
+    }
+    Rows<T> cell_states(int d) const {
+        return {static_cast<T*>(p_.cell_states) + d * s_.hidden,
+                {p_.cell_states_stride_time, p_.cell_states_stride_batch, s_.packed}};
+    }
+
+    // of x, whatever its rows are stored as
+    const T* row_of_x(const Steps& steps, int64_t t, int64_t b) const {
+        const Strides strides{p_.x_stride_time, p_.x_stride_batch, s_.packed};
+        if (!p_.bfloat16_sequences) return Rows<const T>{static_cast<const T*>(p_.x), strides}.at(steps, t, b);
+        return reinterpret_cast<const T*>(
+            Rows<const Bfloat16>{static_cast<const Bfloat16*>(p_.x), strides}.at(steps, t, b));
+    }
+
     const ForwardParams& p_;
     const Shape& s_;
     const CellFunctions<T>& cell_;
     const CellTraits k_;
-    const Storage<T> storage_;
+    const Bfloat16Unit* const unit_;  // null where products are not its own
+    const Storage<T> storage_, storage_of_x_;
     const int stages_;
     const Heads heads_;
     const int64_t tile_;  // units

@@ -129,6 +129,24 @@ constexpr double kNearBytes = 700e3, kWorthAThread = 8e-6;
 constexpr double kBarrierSeconds = 0.4e-6, kBarrierSecondsAThread = 0.1e-6;  // each thread reads the flags of all
 constexpr double kExposed = 0.25;                                            // of the shorter of two times that overlap
 
+// what the weights of a product cost
+struct Arithmetic {
+    int64_t bytes;  // of a weight as it is read in each step
+    double flop_seconds;
+    int64_t rows = 1;         // that take as long as one
+    double gate_seconds = 0;  // of a cell's arithmetic, where it counts beside the products
+
+    double round_up_rows(double count) const {
+        const auto whole = static_cast<int64_t>(count);
+        const int64_t least = whole + (static_cast<double>(whole) < count ? 1 : 0);
+        return rows == 1 ? count : static_cast<double>(round_up(least, rows));
+    }
+};
+template <class T>
+constexpr Arithmetic arithmetic_of(int64_t bytes = sizeof(T)) {
+    return {bytes, kFlopSeconds<T>};
+}
+
 struct Schedule {
     int batch_parts = 1, unit_parts = 1;
     double seconds = 0;
@@ -136,9 +154,8 @@ struct Schedule {
 
 // The quickest way for `threads` threads to run one direction: rows are split without any barrier, units with
 // `barriers` a step, in which case each thread keeps only its own part of the weights near.
-// `element`: bytes of a weight as it is read in each step.
-template <class T>
-Schedule choose_schedule(const Shape& shape, int gates, int64_t tile, int64_t element, int barriers, int threads) {
+inline Schedule choose_schedule(const Shape& shape, int gates, int64_t tile, const Arithmetic& arithmetic, int barriers,
+                                int threads) {
     const int64_t recurrent = Heads::of(shape).length;
     const double mean_batch = shape.time ? static_cast<double>(shape.rows) / static_cast<double>(shape.time) : 0;
     const int64_t tiles = (shape.hidden + tile - 1) / tile;
@@ -148,13 +165,15 @@ Schedule choose_schedule(const Shape& shape, int gates, int64_t tile, int64_t el
         const double rows = mean_batch / batch_parts < 1 ? 1 : mean_batch / batch_parts;
         const double units = static_cast<double>((tiles + unit_parts - 1) / unit_parts * tile);
         const double weights = units * gates * static_cast<double>(recurrent);
-        const double bytes = weights * static_cast<double>(element);
-        const double input = units * gates * static_cast<double>(shape.input) * 2 * rows * kFlopSeconds<T>;
-        const double compute = weights * 2 * rows * kFlopSeconds<T>;
+        const double bytes = weights * static_cast<double>(arithmetic.bytes);
+        const double flop_seconds = 2 * arithmetic.round_up_rows(rows) * arithmetic.flop_seconds;
+        const double input = units * gates * static_cast<double>(shape.input) * flop_seconds;
+        const double cell = units * gates * rows * arithmetic.gate_seconds;
+        const double compute = weights * flop_seconds;
         const double near = bytes < kNearBytes ? bytes : kNearBytes;
         const double memory = near * kByteSecondsNear + (bytes - near) * kByteSecondsFar;
         const double longer = compute > memory ? compute : memory;
-        const double step = longer + kExposed * (compute + memory - longer) + input +
+        const double step = longer + kExposed * (compute + memory - longer) + input + cell +
                             (unit_parts > 1 ? barriers * (kBarrierSeconds + unit_parts * kBarrierSecondsAThread) : 0);
         const double seconds = step * static_cast<double>(shape.time);
         if (unit_parts == 1 || seconds < best.seconds) best = {batch_parts, unit_parts, seconds};
@@ -165,11 +184,11 @@ Schedule choose_schedule(const Shape& shape, int gates, int64_t tile, int64_t el
 
 // Whether two directions run at once, each on half of the threads; one after the other, each on all of them, a thread
 // has half as many weights to keep near, and more barriers.
-template <class T>
-bool runs_directions_apart(const Shape& shape, int gates, int64_t tile, int64_t element, int barriers, int threads) {
+inline bool runs_directions_apart(const Shape& shape, int gates, int64_t tile, const Arithmetic& arithmetic,
+                                  int barriers, int threads) {
     if (shape.directions == 1 || threads == 1) return false;
     const auto seconds = [&](int size) {
-        return choose_schedule<T>(shape, gates, tile, element, barriers, size).seconds;
+        return choose_schedule(shape, gates, tile, arithmetic, barriers, size).seconds;
     };
     return seconds(threads / 2) <= 2 * seconds(threads);
 }
@@ -189,19 +208,18 @@ struct Place {
 };
 
 // flags: [3][threads]
-template <class T>
-Place find_place(const Shape& shape, int gates, int64_t tile, int64_t element, int barriers, Flag* flags, int threads,
-                 int thread) {
+inline Place find_place(const Shape& shape, int gates, int64_t tile, const Arithmetic& arithmetic, int barriers,
+                        Flag* flags, int threads, int thread) {
     Place place;
     place.world = Team(flags, thread, threads);
-    const bool apart = runs_directions_apart<T>(shape, gates, tile, element, barriers, threads);
+    const bool apart = runs_directions_apart(shape, gates, tile, arithmetic, barriers, threads);
     const int head = threads_of_first(apart, threads);
     const bool second = thread >= head;
     const int rank = second ? thread - head : thread, size = second ? threads - head : head;
     place.first_direction = second ? 1 : 0;
     place.last_direction = apart ? place.first_direction : shape.directions - 1;
     place.direction = Team(flags + threads + (second ? head : 0), rank, size);
-    const Schedule schedule = choose_schedule<T>(shape, gates, tile, element, barriers, size);
+    const Schedule schedule = choose_schedule(shape, gates, tile, arithmetic, barriers, size);
     place.works = rank < schedule.batch_parts * schedule.unit_parts;
     const int part = place.works ? rank / schedule.unit_parts : 0, within = rank % schedule.unit_parts;
     const bool waits = place.works && barriers > 0;
@@ -227,12 +245,13 @@ inline Range rows_of_part(const Steps& steps, int64_t total_rows, int part, int 
 }
 
 // How many of `wanted` threads are worth waking.
-template <class T>
-int useful_threads(const Shape& shape, int gates, double passes, int wanted) {
+inline int useful_threads(const Shape& shape, int gates, const Arithmetic& arithmetic, double passes, int wanted) {
     const double weights = static_cast<double>(shape.directions * gates) * static_cast<double>(shape.hidden) *
                            static_cast<double>(shape.input + Heads::of(shape).length);
     const double seconds =
-        passes * (weights * 2 * static_cast<double>(shape.rows) * kFlopSeconds<T> + weights * 4 * kByteSecondsNear);
+        passes *
+        (weights * 2 * static_cast<double>(shape.rows) * arithmetic.flop_seconds + weights * 4 * kByteSecondsNear +
+         static_cast<double>(shape.directions * gates * shape.hidden * shape.rows) * arithmetic.gate_seconds);
     const double useful = seconds / kWorthAThread;
     return useful < 2 ? 1 : useful < wanted ? static_cast<int>(useful) : wanted;
 }

@@ -2,6 +2,7 @@
 // of units after another. How weights are stored, and whether they are packed, is a ProductForm, chosen once a call.
 #pragma once
 
+#include "bfloat16.h"
 #include "int8-inl.h"
 #include "lanes-inl.h"
 
@@ -24,6 +25,7 @@ struct Product {
     int wide;        // vectors of units that one slot is multiplied by at once
     T* packed;       // from unit `first` on, where the form packs
     int64_t first;
+    const Bfloat16Unit* unit;  // of the forms that need it
 };
 
 template <class T>
@@ -35,7 +37,7 @@ struct ProductForm {
     // Values of a row in the form that multiply takes, and up to kRowBlock rows brought to it, `stride` values apart,
     // of which a last, partial vector of rows takes as many as a whole one. Null: rows are taken as they are.
     int64_t (*prepared_size)(int64_t length);
-    void (*prepare)(const T* const* rows, int64_t count, int64_t length, T* out, int64_t stride);
+    void (*prepare)(const Product<T>&, const T* const* rows, int64_t count, T* out, int64_t stride);
     // out[r] slots, `units` of them, = (bias, 0 or what is there) + a[r] w^T; units begin with a tile, and meet the
     // same `length` values of a row
     void (*multiply)(const Product<T>&, const T* const* a, int64_t rows, Range units, T* const* out, Init init,
@@ -133,16 +135,15 @@ struct AsItLies {
     }
 };
 
-// -- weights as they lie, rows in lanes
-// --------------------------------------------------------------------------------
+// -- weights as they lie, rows in lanes -------------------------------------------------------------------------------
 
 template <class T>
 struct Lanes {
     static constexpr int64_t kLanes = Vec<T>::kLanes;
 
     static int64_t prepared_size(int64_t length) { return length; }
-    static void prepare(const T* const* rows, int64_t count, int64_t length, T* out, int64_t) {
-        put_in_lanes(rows, count, length, out);
+    static void prepare(const Product<T>& p, const T* const* rows, int64_t count, T* out, int64_t) {
+        put_in_lanes(rows, count, p.length, out);
     }
 
     // a: of a block that is prepared as a whole, from a[0] on
@@ -165,12 +166,11 @@ struct Lanes {
     static constexpr ProductForm<T> form() { return {not_packed<T>, nullptr, prepared_size, prepare, multiply}; }
 };
 
-// -- rows that are prepared one by one
-// ---------------------------------------------------------------------------------
+// -- rows that are prepared one by one --------------------------------------------------------------------------------
 
 template <class T, void (*Prepare)(const T* row, int64_t length, T* out)>
-void prepare_each(const T* const* rows, int64_t count, int64_t length, T* out, int64_t stride) {
-    for (int64_t r = 0; r < count; ++r) Prepare(rows[r], length, out + r * stride);
+void prepare_each(const Product<T>& p, const T* const* rows, int64_t count, T* out, int64_t stride) {
+    for (int64_t r = 0; r < count; ++r) Prepare(rows[r], p.length, out + r * stride);
 }
 
 // -- int8 -------------------------------------------------------------------------------------------------------------
@@ -204,35 +204,6 @@ struct Int8Product {
         return RoundedRow::bytes(length) / static_cast<int64_t>(sizeof(float));
     }
 };
-
-// -- the choice -------------------------------------------------------------------------------------------------------
-
-// What a way of storing weights means to the engine: its forms, and where each pays.
-template <class T>
-struct Storage {
-    const ProductForm<T>* packed;      // null: the weights come packed
-    const ProductForm<T>* as_it_lies;  // for few rows
-    const ProductForm<T>* in_lanes;    // for more of them, in few steps; null: there is none
-    int64_t bytes;                     // of a weight
-    bool widens;  // packed weights take more bytes, so many steps of few rows do not pay for packing
-};
-
-template <class T>
-Storage<T> storage_of(WeightFormat format) {
-    static constexpr ProductForm<T> kPanels = Panels<T, T>::form();
-    static constexpr ProductForm<T> kPlain{not_packed<T>, nullptr, nullptr, nullptr, AsItLies<T, T>::multiply};
-    static constexpr ProductForm<T> kLanes = Lanes<T>::form();
-    if constexpr (sizeof(T) == sizeof(float)) {
-        static constexpr ProductForm<T> kWidened = Panels<T, Bfloat16>::form();
-        static constexpr ProductForm<T> kBfloat16{not_packed<T>, nullptr, split_size, prepare_each<T, split_row>,
-                                                  AsItLies<T, Bfloat16>::multiply};
-        static constexpr ProductForm<T> kInt8{not_packed<T>, nullptr, Int8Product::prepared_size,
-                                              prepare_each<T, round_row>, Int8Product::multiply};
-        if (format == WeightFormat::bfloat16) return {&kWidened, &kBfloat16, nullptr, 2, true};
-        if (format == WeightFormat::int8) return {nullptr, &kInt8, nullptr, 1, true};
-    }
-    return {&kPanels, &kPlain, &kLanes, sizeof(T), false};
-}
 
 }  // namespace
 }  // namespace fastrnn

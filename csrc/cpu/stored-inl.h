@@ -37,7 +37,8 @@ constexpr int64_t kBfloat16Vector = 2 * Vec<float>::kLanes;
 
 inline int64_t split_size(int64_t length) { return (length + kBfloat16Vector - 1) / kBfloat16Vector * kBfloat16Vector; }
 
-FASTRNN_NOINLINE inline void split_row(const float* row, int64_t length, float* out) {
+template <class W>
+FASTRNN_NOINLINE void split_row(const W* row, int64_t length, float* out) {
     using V = Vec<float>;
     V::Mask even, odd;
     for (int l = 0; l < V::kLanes; ++l) {
@@ -45,7 +46,7 @@ FASTRNN_NOINLINE inline void split_row(const float* row, int64_t length, float* 
         odd[l] = 2 * l + 1;
     }
     const auto load = [&](int64_t k) {
-        return k + V::kLanes <= length ? V::load(row + k) : k < length ? load_partial(row + k, length - k) : V{0.0f};
+        return k + V::kLanes <= length ? load_stored(row + k) : k < length ? load_stored(row + k, length - k) : V{0.0f};
     };
     for (int64_t k = 0; k < length; k += kBfloat16Vector) {
         const V first = load(k), second = load(k + V::kLanes);

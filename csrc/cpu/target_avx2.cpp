@@ -2,5 +2,5 @@
 #include "engine-inl.h"
 
 namespace fastrnn {
-const Kernels kernels_avx2 = kKernels;
+const Passes passes_avx2 = kPasses;
 }

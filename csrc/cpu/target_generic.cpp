@@ -2,5 +2,5 @@
 #include "engine-inl.h"
 
 namespace fastrnn {
-const Kernels kernels_generic = kKernels;
+const Passes passes_generic = kPasses;
 }

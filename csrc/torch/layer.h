@@ -23,11 +23,10 @@ constexpr bool kEmulated = false;
 
 struct Layer {
     Spec spec;
-    bool on_cpu;                  // the CPU kernels run it
-    ScalarType stored, computed;  // of the tensors given; of those that the kernels are given
-    bool widened;                 // stored is a half-precision type, which the CPU kernels do not take
-    int32_t dtype_code;           // of computed
-    int32_t reserve_code;
+    bool on_cpu;                       // the CPU kernels run it
+    ScalarType stored, computed;       // of the tensors given; of those that the kernels are given
+    bool widened;                      // stored is a half-precision type
+    int32_t dtype_code, reserve_code;  // of computed, and of what is kept for the backward pass
     Shape shape{};
     bool batch_first, packed;
     int64_t recurrent;
@@ -68,11 +67,13 @@ struct Layer {
         read_weights();
         read_states();
         read_operands();
-        if (widened) x = widen(x);
-        x = with_unit_stride(std::move(x));
+        x = with_unit_stride(keeps_bfloat16() ? std::move(x) : widen(x));
     }
 
-    static bool is_half(ScalarType type) { return type == ScalarType::Half || type == ScalarType::BFloat16; }
+    // x and y go to the forward pass as they are; those of a single step are its states too
+    bool keeps_bfloat16() const {
+        return widened && stored == ScalarType::BFloat16 && format == WeightFormat::bfloat16 && !spec.single_step;
+    }
 
     void read_sizes() {
         const int64_t dim = x.dim();
@@ -275,10 +276,10 @@ struct Layer {
 
     int64_t state_width(size_t index) const { return index == 0 ? recurrent : cell_width(spec.cell, shape.hidden); }
 
-    // for a pass that takes plain weights alone
-    void widen_weights() {
+    void widen_all() {
         check(!quantized, "fastrnn: quantized weights have no gradients");
         for (Tensor& w : weights) w = widen(w);
+        x = with_unit_stride(widen(x));
         format = WeightFormat::plain;
     }
 
@@ -307,14 +308,14 @@ struct Layer {
         return t.is_contiguous() ? t : torch::stable::contiguous(t);
     }
 
-    Tensor empty_sequence(int64_t features) const {
-        if (packed || spec.single_step) return empty(x, {shape.rows, features}, dtype_code);
-        return batch_first ? empty(x, {shape.batch, shape.time, features}, dtype_code)
-                           : empty(x, {shape.time, shape.batch, features}, dtype_code);
+    Tensor empty_sequence(int64_t features, int32_t code) const {
+        if (packed || spec.single_step) return empty(x, {shape.rows, features}, code);
+        return batch_first ? empty(x, {shape.batch, shape.time, features}, code)
+                           : empty(x, {shape.time, shape.batch, features}, code);
     }
     // malloc gives memory of this size back to the system each time that it is freed
-    Tensor empty_output(int64_t features) const {
-        Tensor made = empty_sequence(features);
+    Tensor empty_output(int64_t features, int32_t code) const {
+        Tensor made = empty_sequence(features, code);
         constexpr size_t kGivenBack = size_t{32} << 20;
         const bool large = static_cast<size_t>(made.numel()) * made.element_size() >= kGivenBack;
         return large ? in_huge_pages(std::move(made)) : made;

@@ -1,6 +1,7 @@
 // The ops: check, allocate, fill the contract's structs, call the device's kernels.
 //
-// For the CPU, half-precision tensors are widened to float32 here and the results rounded once at the end.
+// For the CPU, half-precision tensors are widened to float32 here and the results rounded once at the end, but for what
+// the forward pass takes in bfloat16.
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
@@ -33,14 +34,16 @@ std::vector<Tensor> run_forward(const Layer& layer, bool training) {
         outputs.push_back(std::move(made));
         return outputs.back().data_ptr();
     };
-    p.y = next(layer.empty_output(s.directions * layer.recurrent));
+    p.bfloat16_sequences = layer.keeps_bfloat16();
+    const int32_t type_of_y = dtype_code_of(p.bfloat16_sequences ? layer.stored : layer.computed);
+    p.y = next(layer.empty_output(s.directions * layer.recurrent, type_of_y));
     const auto strides = layer.strides_of(outputs[0]);
     p.y_stride_time = strides.time;
     p.y_stride_batch = strides.batch;
     p.h_n = layer.spec.single_step ? p.y : next(layer.empty_state(layer.recurrent));
     if (has_cell_state(layer.spec.cell)) p.c_n = next(layer.empty_state(layer.state_width(1)));
     if (layer.spec.cell_states) {
-        p.cell_states = next(layer.empty_output(s.directions * s.hidden));
+        p.cell_states = next(layer.empty_output(s.directions * s.hidden, layer.dtype_code));
         const auto of_c = layer.strides_of(outputs.back());
         p.cell_states_stride_time = of_c.time;
         p.cell_states_stride_batch = of_c.batch;
@@ -94,7 +97,7 @@ std::vector<Tensor> run_backward(Layer& layer, std::vector<MaybeTensor> d_output
     const Shape& s = layer.shape;
     const CellInfo& cell = layer.spec.info();
     BackwardParams p{};
-    layer.widen_weights();
+    layer.widen_all();
     layer.fill(p);
     check_shape("reserve", reserve, {s.directions, layer.reserve_rows(), cell.saved, padded_units(s.hidden)});
     layer.check_kind("reserve", reserve, layer.stored == ScalarType::Double ? ScalarType::Double : ScalarType::Float);
@@ -114,7 +117,7 @@ std::vector<Tensor> run_backward(Layer& layer, std::vector<MaybeTensor> d_output
         gradients.push_back(std::move(made));
         return needed ? gradients.back().data_ptr() : nullptr;
     };
-    p.d_x = next(needs.x, needs.x ? layer.empty_output(s.input) : layer.nothing());
+    p.d_x = next(needs.x, needs.x ? layer.empty_output(s.input, layer.dtype_code) : layer.nothing());
     if (needs.x) {
         const auto strides = layer.strides_of(gradients[0]);
         p.d_x_stride_time = strides.time;

@@ -12,7 +12,7 @@
 namespace fastrnn {
 namespace {
 
-constexpr const char* kIsas[] = {"avx512", "avx2", "generic"};  // best first
+constexpr const char* kIsas[] = {"amx", "avx512", "avx2", "generic"};  // best first
 
 std::string quoted(const char* text) { return '"' + std::string(text) + '"'; }
 std::string member(const char* name, const std::string& value) { return quoted(name) + ": " + value; }

@@ -52,6 +52,8 @@ inline int32_t dtype_code_of(ScalarType type) {
     }
 }
 
+inline bool is_half(ScalarType type) { return type == ScalarType::Half || type == ScalarType::BFloat16; }
+
 inline DType dtype_of(ScalarType type) {
     switch (type) {
         case ScalarType::Double: return DType::float64;

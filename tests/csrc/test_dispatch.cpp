@@ -9,7 +9,7 @@
 
 namespace {
 
-const char* const kNames[] = {"avx512", "avx2", "generic"};
+const char* const kNames[] = {"amx", "avx512", "avx2", "generic"};
 
 std::string error_of_force(const char* name) {
     try {

@@ -107,7 +107,7 @@ int main(int argc, char** argv) {
         return 77;
     }
     fastrnn::force_isa(isa);
-    const fastrnn::Kernels& kernels = fastrnn::active_kernels();
+    const fastrnn::Passes& kernels = *fastrnn::active_kernels().passes;
     for (const MaxUlp& f : kMaxUlp) {
         const int64_t step = all ? 1 : 1021;
         const double in_float = largest_error<float, double>(

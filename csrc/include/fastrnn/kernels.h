@@ -178,6 +178,9 @@ struct ForwardParams {
     void* workspace;  // as many bytes as asked for with the same null pointers, 64-byte aligned, no content
                       // expected or left
     int threads;      // at most this many threads work; the result does not depend on it
+    // x and y are bfloat16, which goes with matrices in bfloat16. What meets these is then rounded to bfloat16 where
+    // the CPU multiplies such numbers, but for few rows; sums and states are float32 even so.
+    bool bfloat16_sequences = false;
 };
 
 struct BackwardParams {
@@ -228,7 +231,8 @@ Plan plan_forward(const ForwardParams& params, const Kernels& kernels = active_k
 void forward(const ForwardParams& params, const Kernels& kernels = active_kernels());
 void backward(const BackwardParams& params, const Kernels& kernels = active_kernels());
 
-// Instruction sets in order of preference: "avx512", "avx2", "generic".
+// Instruction sets in order of preference: "amx", "avx512", "avx2", "generic". "amx" is "avx512" with products of
+// bfloat16 on tiles, where the system lets the process use them.
 const char* active_isa();              // FASTRNN_FORCE_ISA, else the first that the CPU has
 bool isa_compiled(const char* name);   // in this build
 bool isa_supported(const char* name);  // compiled, and this CPU has it
