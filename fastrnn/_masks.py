@@ -40,8 +40,8 @@ def _draw_bits(shape: Sequence[int], ones: int, like: Tensor) -> Tensor:
     words = torch.randint(-(2**63), 2**63 - 1, ((count + 3) // 4,), dtype=torch.int64, device=like.device)
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     # the last `ones` of the integers up to 2^15 - 1 become 1 or more, the others 0 or less
-    above = words.view(torch.int16)[:count].view(*shape).to(dtype) - (_DRAWS // 2 - 1 - ones)
-    return above.clamp(0, 1)
+    above = words.view(torch.int16)[:count].view(*shape).to(dtype)
+    return above.sub_(_DRAWS // 2 - 1 - ones).clamp_(0, 1)
 
 
 def add_recurrent_masks(
