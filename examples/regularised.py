@@ -119,7 +119,7 @@ def report(results: Results) -> None:
 
 
 def draw(results: Results, path: Path) -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
     for axis, part in zip(axes, ("train", "validation"), strict=True):
         for place, (variant, runs) in enumerate(results.items()):
             for number, one in enumerate(runs):
@@ -128,7 +128,8 @@ def draw(results: Results, path: Path) -> None:
                 axis.plot(epochs, one[part], color=f"C{place}", lw=1.2, label=label)
         axis.set(xlabel="epoch")
     axes[0].set(title="Training", ylabel="bits per character")
-    axes[1].set(title="Validation")
+    lowest = min(min(run["validation"]) for runs in results.values() for run in runs)
+    axes[1].set(title="Validation", ylim=(lowest - 0.05, lowest + 0.5))
     axes[1].legend()
     save_figure(figure, path)
     plt.close(figure)
