@@ -113,10 +113,15 @@ class Base(nn.Module):
         """What the values of zoneout and cell_clip are to the operands of a call."""
         if not self.zoneout and self.cell_clip is None:
             return NONE
-        return Constants(*check_zoneout(self.zoneout, self._cell.states), self.cell_clip)
+        constants = Constants(*check_zoneout(self.zoneout, self._cell.states), self.cell_clip)
+        if self._cell.states == 2:
+            check_together(self._choice(), self.peephole, constants, bool(getattr(self, "proj_size", 0)))
+        return constants
 
     def _is_general(self) -> bool:
         """Whether it takes the cell with all options (fastrnn/_spec.py)."""
+        if self.peephole and not self._operand_names:
+            raise ValueError("peephole is to be given to the constructor, which makes its parameters")
         return self.peephole or self._constants() != NONE
 
     def _add_options(

@@ -151,6 +151,8 @@ class Layers(Base, nn.RNNBase):
                 if states:
                     given: Any = tuple(states) if len(states) > 1 else states[0]
                     self.check_forward_args(x, given, batch_sizes)
+                if 0 in x.shape[:-1] and not x.shape[1 if self.batch_first and not is_packed else 0]:
+                    raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
             raise self._refusal()
         return super()._forward_by_torch(input, hx)
 

@@ -217,9 +217,10 @@ def _sizes(call: Call) -> tuple[int, int, int]:
         batch = x.shape[1]
     cell = _spec.cell_of(spec)
     # packed; the scales have a value a row, a projection comes before them
-    if cell.recurrent and weights[1].dtype == torch.int8:
+    if weights[0].dtype == torch.int8:
         hidden = weights[-1].shape[0] // cell.gates
-        return batch, weights[4].shape[0] if weights[4].dim() == 2 else hidden, hidden
+        projected = cell.may_project and weights[4].dim() == 2
+        return batch, weights[4].shape[0] if projected else hidden, hidden
     hidden = weights[0].shape[0] // cell.gates
     recurrent = weights[1].shape[1] * _spec.heads_of(spec) if cell.recurrent else hidden
     return batch, recurrent, hidden

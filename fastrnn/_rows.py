@@ -20,7 +20,7 @@ def rows_of_call(
     """
     if return_cell_states:
         if cell_of(spec).states != 2 or cell_of(spec).memories != 1:
-            raise ValueError("return_cell_states needs an LSTM: GRU and RNN have no cell states")
+            raise ValueError("return_cell_states needs an LSTM: other layers have no such states")
         spec |= CELL_STATES
     if resets is not None:
         check_resets(resets, x)

@@ -196,7 +196,7 @@ def _run_autocast(
     state = x.dtype if states is None else states[-1].dtype
     per_direction = len(weights) // stack.num_layers // stack.directions
     family, _ = family_of(stack.spec)
-    projected = per_direction % 2 == 1
+    projected = cell_of(stack.spec).may_project and per_direction % 2 == 1
     if x.is_cuda:
         sequence = last = low
     elif family is GRU or (family is LSTM and is_packed(stack.spec, batch_sizes) and not projected):

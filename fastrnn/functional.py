@@ -77,7 +77,12 @@ def lstm(
     """
     choice = activation, recurrent_activation, layer_norm, coupled_gates
     constants = Constants(*check_zoneout(zoneout, LSTM.states), check_cell_clip(cell_clip))
-    check_together(choice, peephole, constants, projected=len(weights) % 2 == 1)
+    directions = num_layers * (2 if bidirectional else 1)
+    check_together(choice, peephole, constants, projected=len(weights) // directions % 2 == 1)
+    if peephole and len(operands) != directions:
+        raise ValueError(
+            f"peephole takes an operand for each layer and direction: expected {directions}, got {len(operands)}"
+        )
     general = peephole or constants != NONE
     spec = LSTM.spec(choice, has_biases, batch_first, bidirectional, check_heads(heads), general)
     spec, batch_sizes = rows_of_call(spec, x, batch_sizes, lengths, resets, return_cell_states)

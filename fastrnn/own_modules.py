@@ -107,7 +107,7 @@ class SLSTM(_OwnLayers):
     def _states(self, hx: Any) -> Sequence[Tensor] | None:
         if hx is None:
             return ()
-        if not isinstance(hx, (tuple, list)) or len(hx) != 4:
+        if not isinstance(hx, (tuple, list)) or len(hx) != 4 or not isinstance(hx[0], Tensor):
             raise TypeError("hx of an SLSTM is a tuple (h_0, c_0, n_0, m_0)")
         h = hx[0]
         for index, state in enumerate(hx):

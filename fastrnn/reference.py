@@ -26,7 +26,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "leaky_relu": F.leaky_relu,
     "hardsigmoid": lambda x: F.relu6(x + 3) / 6,  # torch's own has a sixth in float32
-    "onnx_hardsigmoid": lambda x: (0.2 * x + 0.5).clamp(0, 1),
+    "onnx_hardsigmoid": lambda x: F.hardtanh(0.2 * x + 0.5, 0.0, 1.0),
     "half_linear": lambda x: torch.where(x < 0, torch.sigmoid(x), x + 0.5),
 }
 

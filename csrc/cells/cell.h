@@ -120,6 +120,7 @@ constexpr bool check_cell(Cell cell) {
     bool fits = t.gates == info.gates && t.saved == info.saved && t.operands == info.operands;
     fits = fits && t.learned == info.learned && info.gate_operands <= t.learned;
     fits = fits && t.zone_h < t.operands && t.zone_c < t.operands;
+    fits = fits && (!t.may_project || t.operands == t.learned || t.zone_h == t.learned);
     fits = fits && (t.c_saved >= 0) == (info.states == 2) && t.may_project == info.may_project;
     fits = fits && (t.recurrent[0].count > 0) == info.recurrent;
     fits = fits && t.slots >= 1 && t.slots <= kMaxSlots && t.c_saved < t.saved;

@@ -1,12 +1,14 @@
 // What every op's arguments have in common, checked and brought to the kernels' form.
 #pragma once
 
+#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "fastrnn/cuda_plan.h"
 #include "kept_memory.h"
+#include "ragged.h"
 #include "spec.h"
 #include "tensors.h"
 
@@ -113,31 +115,18 @@ struct Layer {
         check(shape.time > 0, "Expected sequence length to be larger than 0 in RNN");
     }
 
-    // Ragged rows are taken longest first.
     void read_lengths() {
         check(batch_sizes->scalar_type() == ScalarType::Long && batch_sizes->is_cpu(),
               "fastrnn: lengths must be an int64 CPU tensor");
         check_shape("lengths", *batch_sizes, {shape.batch});
         batch_sizes = torch::stable::contiguous(*batch_sizes);
         const auto* const lengths = static_cast<const int64_t*>(batch_sizes->data_ptr());
-        std::vector<int64_t> ending(static_cast<size_t>(shape.time) + 1);  // at each time
         for (int64_t b = 0; b < shape.batch; ++b) {
             check(lengths[b] >= 0 && lengths[b] <= shape.time, "fastrnn: a length must be from 0 to ", shape.time,
                   ", got ", lengths[b]);
-            ++ending[static_cast<size_t>(lengths[b])];
         }
-        if (ending.back() == shape.batch) return;  // each takes part in all steps
-        sizes.resize(static_cast<size_t>(shape.time));
-        shape.rows = 0;
-        int64_t going_on = shape.batch;
-        for (size_t t = 0; t < sizes.size(); ++t) shape.rows += sizes[t] = going_on -= ending[t];
-        // where the next row of a length goes: behind those that are longer
-        std::vector<int64_t> next(ending.size());
-        for (size_t length = ending.size() - 1; length-- > 0;) next[length] = next[length + 1] + ending[length + 1];
-        order.resize(static_cast<size_t>(shape.batch));
-        for (int64_t b = 0; b < shape.batch; ++b) {
-            order[static_cast<size_t>(next[static_cast<size_t>(lengths[b])]++)] = b;
-        }
+        if (!order_by_length(lengths, shape.time, shape.batch, sizes, order)) return;  // each takes part in all steps
+        shape.rows = std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
         shape.batch_sizes = sizes.data();
         shape.order = order.data();
     }
@@ -248,6 +237,9 @@ struct Layer {
         check(operands.size() == count, "fastrnn: expected ", count, " operands, got ", operands.size());
         for (size_t i = 0; i < count; ++i) {
             const int place = static_cast<int>(i) % operand_count();
+            check(place >= spec.info().operands ||
+                      is_absent(operands[i]) == is_absent(operands[static_cast<size_t>(place)]),
+                  "fastrnn: both directions take the same operands");
             read_operand(operands[i], place, operands[i - static_cast<size_t>(place)]);
         }
     }
@@ -262,6 +254,7 @@ struct Layer {
         check(place >= info.learned || absent == is_absent(first), "fastrnn: ", info.name,
               " takes an operand for each of its parameters, or none");
         if (absent) return;
+        check(place != info.learned || !shape.projection, "fastrnn: zoneout of h does not go with a projection");
         if (place == info.operands) {
             check_shape("a recurrent mask", operand, {shape.batch, recurrent});
         } else if (place < info.learned || operand.dim() == 1) {

@@ -58,7 +58,9 @@ struct CellInfo {
     bool recurrent;       // takes w_hh and b_hh
     int operands;         // that it takes
     int learned = 0;      // the first of them are parameters, with strides of 0, and have gradients
-    int required = 0;     // the first of them are there in every call; the others may be null, parameters all or none
+    // the first of them are there in every call; the others may be null, parameters all or none, in both directions
+    // alike. The first that is no parameter zones out h in cells that may project, and goes with no projection.
+    int required = 0;
     // the first of those have a value for each gate of a unit, in the order of the weights' rows: [G*H]
     int gate_operands = 0;
     int memories = 1;  // M: what c consists of, each H wide and one after another in a row of c
