@@ -36,7 +36,7 @@ HEADERS = Path(__file__).resolve().parent.parent / "csrc" / "cpu"
 OPS = torch.ops.fastrnn
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 GATES = 4  # of the LSTM that is timed
-# of csrc/cpu/plan-inl.h and csrc/cpu/forward-layout-inl.h
+# of csrc/cpu/plan-inl.h, storage-inl.h and forward-layout-inl.h
 COSTS = ("kFlopSeconds", "kByteSecondsNear", "kByteSecondsFar", "kNearBytes")
 BARRIER = ("kBarrierSeconds", "kBarrierSecondsAThread")
 PACKING = ("kUnpackedRows", "kUnpackedBatch", "kUnpackedSteps", "kUnpackedStepsFar", "kFarBytes")

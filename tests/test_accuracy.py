@@ -145,6 +145,20 @@ def test_half_types_carry_the_state_in_float32(cell: str, dtype: torch.dtype) ->
     assert relative_error(found["y"], exact["y"]) <= 1.01 * torch.finfo(dtype).eps / 2
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_bfloat16_batches_beside_torch(cell: str) -> None:
+    """Where products are bfloat16's they round h in every step, and nothing else; torch.nn rounds what a step makes."""
+    case = Case(cell, 20, 60, 64, 96, dtype=BF16)
+    fast, plain = module_pair(case)
+    inputs = make_inputs(case)
+    wide = torch_module(case.but(dtype=F64))
+    wide.load_state_dict(plain.state_dict())
+    exact = run_forward(wide, case, inputs.to(F64))
+    ours, theirs = run_forward(fast, case, inputs), run_forward(plain, case, inputs)
+    for name, want in exact.items():
+        assert relative_error(ours[name], want) <= relative_error(theirs[name], want), name
+
+
 @pytest.mark.parametrize(
     "change", [lambda m: m.to(BF16), lambda m: m.half(), lambda m: m.double()], ids=["bf16", "f16", "f64"]
 )

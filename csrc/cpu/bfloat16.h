@@ -20,7 +20,7 @@ struct Bfloat16Block {
     int vectors;      // of the panel, 1 to 4
     float* const* c;  // rows of sums, a vector every `vector_stride`
     int64_t vector_stride;
-    const float* bias;  // [vectors], as far apart; null: sums begin with what is there, or with `zero`
+    const float* bias;  // [vectors], as far apart; null: sums join what is there, or with `zero` nothing
     bool zero;
 };
 

@@ -35,6 +35,7 @@ std::vector<Tensor> run_forward(const Layer& layer, bool training) {
         return outputs.back().data_ptr();
     };
     p.bfloat16_sequences = layer.keeps_bfloat16();
+    p.rounds_operands = !training;  // the backward pass multiplies in float32
     const int32_t type_of_y = dtype_code_of(p.bfloat16_sequences ? layer.stored : layer.computed);
     p.y = next(layer.empty_output(s.directions * layer.recurrent, type_of_y));
     const auto strides = layer.strides_of(outputs[0]);

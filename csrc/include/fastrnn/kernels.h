@@ -180,9 +180,10 @@ struct ForwardParams {
     void* workspace;  // as many bytes as asked for with the same null pointers, 64-byte aligned, no content
                       // expected or left
     int threads;      // at most this many threads work; the result does not depend on it
-    // x and y are bfloat16, which goes with matrices in bfloat16. What meets these is then rounded to bfloat16 where
-    // the CPU multiplies such numbers, but for few rows; sums and states are float32 even so.
-    bool bfloat16_sequences = false;
+    bool bfloat16_sequences = false;  // x and y are bfloat16, which goes with matrices in bfloat16
+    // With these: what meets the matrices may be rounded to bfloat16 too where the CPU multiplies such numbers, but for
+    // few rows; sums and states are float32 even so.
+    bool rounds_operands = false;
 };
 
 struct BackwardParams {
