@@ -143,7 +143,8 @@ class Base(nn.Module):
             self.peephole, self.cell_clip = bool(peephole), check_cell_clip(cell_clip)
             projected = bool(getattr(self, "proj_size", 0))
             check_together(self._choice(), self.peephole, self._constants(), projected)
-        self._cell.spec(self._choice(), bool(self.bias), general=self._is_general())
+        general = self.peephole or self._constants() != NONE
+        self._cell.spec(self._choice(), bool(self.bias), general=general)
         if self.coupled_gates:
             self._couple_gates()
         rows, hidden = self._cell.gates * self.hidden_size, self.hidden_size

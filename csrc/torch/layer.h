@@ -254,7 +254,8 @@ struct Layer {
         check(place >= info.learned || absent == is_absent(first), "fastrnn: ", info.name,
               " takes an operand for each of its parameters, or none");
         if (absent) return;
-        check(place != info.learned || !shape.projection, "fastrnn: zoneout of h does not go with a projection");
+        const bool zones_h = info.may_project && place == info.learned && place < info.operands;
+        check(!zones_h || !shape.projection, "fastrnn: zoneout of h does not go with a projection");
         if (place == info.operands) {
             check_shape("a recurrent mask", operand, {shape.batch, recurrent});
         } else if (place < info.learned || operand.dim() == 1) {
