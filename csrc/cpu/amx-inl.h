@@ -1,7 +1,8 @@
 // The product of bfloat16 rows and panels on matrix tiles of 16 rows of 64 bytes, written over a namespace `tile` of
 // the instructions: target_amx.cpp has the CPU's, tests/csrc/emulation/tile.h has them in plain C++.
 //
-// A sum is made of 32 products at a time in the order of k; c, the bias or zero is added last.
+// A sum is made of 32 products at a time in the order of k, and every kLink times joins c, which begins as the bias,
+// zero or what is there.
 //
 // Cost: two tiles of rows meet two of weights, so that a tile is loaded for each that is multiplied: 16 cycles each,
 // and half of what the second-level cache can send. One tile of rows meets all vectors of a panel, which then is what
@@ -16,6 +17,10 @@ namespace {
 
 constexpr int64_t kTileBytes = 64, kTileValues = kBfloat16Units * kBfloat16Depth;
 static_assert(kBfloat16Rows * kTileBytes == kTileValues * sizeof(uint16_t), "a tile of weights is a whole tile");
+
+// Tiles of k that are summed before their sum joins c: two tiles of rows of so many fit the first-level cache, and stay
+// there for all vectors of a panel.
+constexpr int64_t kLink = 16;
 
 struct alignas(64) TileConfig {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -108,7 +113,7 @@ FASTRNN_NOINLINE void multiply_one(const Bfloat16Block& block, int64_t first) {
     if constexpr (Vectors > 3) end_sums<3>(block, first, 3 * next);
 }
 
-void multiply_tiles(const Bfloat16Block& block) {
+void multiply_link(const Bfloat16Block& block) {
     int64_t first = 0;
     for (; block.rows - first > kBfloat16Rows; first += 2 * kBfloat16Rows) {
         for (int v = 0; v < block.vectors; v += 2) {
@@ -121,6 +126,18 @@ void multiply_tiles(const Bfloat16Block& block) {
         case 2: return multiply_one<2>(block, first);
         case 3: return multiply_one<3>(block, first);
         default: return multiply_one<4>(block, first);
+    }
+}
+
+void multiply_tiles(const Bfloat16Block& block) {
+    Bfloat16Block link = block;
+    for (int64_t k = 0; k < block.depth || k == 0; k += kLink) {  // once even if there is no k
+        link.depth = block.depth - k < kLink ? block.depth - k : kLink;
+        multiply_link(link);
+        link.a += kLink * kBfloat16Depth;
+        link.panel += kLink * block.vectors * kTileValues;
+        link.bias = nullptr;
+        link.zero = false;
     }
 }
 
