@@ -118,6 +118,8 @@ void test_outputs_and_gradients(const Problem& p, const Tensors& given, const st
         Runner<T>(p, given, layout, 1).forward(false, inference);
         if (reference) compare_outputs(inference, reference->outputs, p, where + "-inference");
         if (layout != kThreaded && layout != Layout::ragged) continue;
+        static int count = 0;  // threads that wait for a core take most of a sanitizer's time
+        if (!kCompares && ++count % 8) continue;
         for (int threads : kTeams) {
             const std::string with_threads = where + "-threads" + std::to_string(threads);
             CHECK(same(alone, run<T>(p, given, layout, threads)), with_threads);
@@ -176,8 +178,6 @@ const Cell kCells[] = {Cell::lstm,
                        Cell::min_gru,
                        Cell::min_lstm};
 #endif
-
-bool is_recurrent(Cell cell) { return fastrnn::cell_info(cell).recurrent; }
 
 void test_sizes() {
     const Size sizes[] = {
@@ -330,7 +330,7 @@ void test_heads() {
     };
     const Heads shapes[] = {{2, 16}, {3, 48}, {2, 80}};
     for (Cell cell : kCells) {
-        if (!is_recurrent(cell)) continue;
+        if (!fastrnn::cell_info(cell).recurrent) continue;
         const bool one_gate = fastrnn::gate_count(cell) == 1;
         for (const Heads& shape : shapes) {
             const int64_t hidden = shape.heads * shape.length;
@@ -357,7 +357,7 @@ void test_recurrent_masks() {
     const Size sizes[] = {{1, 1, 1, 1, 1},    {4, 1, 5, 7, 3},    {5, 3, 6, 17, 18},  {2, 0, 3, 5, 2},
                           {150, 5, 1, 12, 2}, {1, 33, 9, 70, 20}, {6, 1, 9, 147, 70}, {3, 130, 2, 20, 9}};
     for (Cell cell : kCells) {
-        if (!is_recurrent(cell)) continue;
+        if (!fastrnn::cell_info(cell).recurrent) continue;
         for (const Size& s : sizes) {
             const auto run = [&](int64_t projection, int directions, const std::vector<int64_t>& batch_sizes) {
                 test({cell, Activation::tanh, s.time, s.batch, s.input, s.hidden, projection, directions, batch_sizes,
