@@ -141,8 +141,7 @@ class Base(nn.Module):
         self.zoneout = zones if isinstance(zoneout, (tuple, list)) and any(zones) else zones[0]
         if self._cell.states == 2:
             self.peephole, self.cell_clip = bool(peephole), check_cell_clip(cell_clip)
-            projected = bool(getattr(self, "proj_size", 0))
-            check_together(self._choice(), self.peephole, self._constants(), projected)
+            check_together(self._choice(), self.peephole, NONE, projected=False)
         general = self.peephole or self._constants() != NONE
         self._cell.spec(self._choice(), bool(self.bias), general=general)
         if self.coupled_gates:

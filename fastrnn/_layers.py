@@ -27,7 +27,6 @@ def _are_batch_sizes(batch_sizes: Tensor, rows: int) -> bool:
 class Layers(Base, nn.RNNBase):
     """LSTM, GRU and RNN. They are no torch.nn.LSTM, GRU or RNN, because torch.compile refuses those."""
 
-    _memories: ClassVar[int] = 1  # that c consists of
     recompute: bool = False
     weight_dropout: float
     recurrent_dropout: float
@@ -194,7 +193,7 @@ class Layers(Base, nn.RNNBase):
             else:
                 return False
         rows = self.num_layers * (2 if self.bidirectional else 1)
-        widths = (self.proj_size or self.hidden_size, self.hidden_size * self._memories)
+        widths = (self.proj_size or self.hidden_size, self.hidden_size * self._cell.memories)
         return all(is_state(s, (rows, *batch, width), x) for s, width in zip(states, widths, strict=False))
 
     def _run(

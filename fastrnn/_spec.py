@@ -95,6 +95,7 @@ class CellSpec:
     ]  # in fastrnn.reference; takes the options' values last, in their order
     gates: int
     states: int
+    memories: int
     kind: Callable[..., tuple[str, str, str]]  # see _family
     kinds: dict[Choice, int]  # the bits of cell and activations for every choice that has them
     general: dict[Choice, int]  # those of the cell that takes zoneout, peepholes and a bound of c too
@@ -206,7 +207,9 @@ def _family(
             code |= ACTIVATIONS.index(gate) + 1 << _GATE_FIRST
         kinds[general][choice] = code
     usual = cell_of(kinds[0][tuple(option.default for option in options)])
-    return CellSpec(name, options, reference, usual.gates, usual.states, kind, *kinds, in_torch)
+    return CellSpec(
+        name, options, reference, usual.gates, usual.states, usual.memories, kind, *kinds, in_torch
+    )
 
 
 _CUDA_ACTIVATIONS = ("tanh", "softsign", "relu", "hardtanh")

@@ -53,7 +53,6 @@ class SLSTM(_OwnLayers):
     """
 
     _cell = _spec.SLSTM
-    _memories = 3
 
     def __init__(
         self,
