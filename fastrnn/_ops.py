@@ -143,6 +143,12 @@ def backward(
     return found
 
 
+def draw_mask(mask: Tensor, seed: Tensor, ones: int, value: float) -> None:
+    """Fills a mask, float32 or float64, contiguous: value with probability ones / 2^16, elsewhere 0. The seed, int64
+    [1], says which."""
+    _ops.draw_mask_(mask, seed, ones, value)
+
+
 def active_isa() -> str:
     """The instruction set that the kernels run with."""
     return str(_ops.active_isa())
@@ -308,3 +314,5 @@ def _fake_backward(
 
 torch.library.register_fake("fastrnn::layer_forward", _fake_forward)
 torch.library.register_fake("fastrnn::layer_backward", _fake_backward)
+
+torch.library.register_fake("fastrnn::draw_mask_", lambda mask, seed, ones, value: None)

@@ -53,6 +53,75 @@ def test_draw_ones(p: float, dtype: torch.dtype) -> None:
     assert_rate(mask.double(), round(p * 2**16) / 2**16)
 
 
+@pytest.mark.parametrize("dtype", [F32, F64], ids=["f32", "f64"])
+def test_a_mask_of_any_size_and_nothing_beside_it(dtype: torch.dtype) -> None:
+    seed, all_of_them = torch.tensor([-5]), torch.empty(100, dtype=dtype)
+    torch.ops.fastrnn.draw_mask_(all_of_them, seed, 1 << 15, 3.0)
+    assert set(all_of_them.tolist()) == {0.0, 3.0} and not all_of_them.signbit().any()
+    for size in range(70):
+        room = torch.full((100,), 7.0, dtype=dtype)
+        torch.ops.fastrnn.draw_mask_(room[8 : 8 + size], seed, 1 << 15, 3.0)
+        assert torch.equal(room[8 : 8 + size], all_of_them[:size])
+        assert (room[:8] == 7).all() and (room[8 + size :] == 7).all()
+    torch.ops.fastrnn.draw_mask_(all_of_them, seed + 1, 1 << 15, 3.0)
+    assert not torch.equal(room[8:77], all_of_them[:69])
+
+
+def test_bits_of_a_mask() -> None:
+    """xoshiro128++ from splitmix64, as their authors publish them, 16 bits an element."""
+
+    def splitmix(state: int) -> tuple[int, int]:
+        state = (state + 0x9E3779B97F4A7C15) % 2**64
+        z = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+        return state, z ^ z >> 31
+
+    def rotate(x: int, by: int) -> int:
+        return (x << by | x >> 32 - by) % 2**32
+
+    streams, state = [], 42
+    for _ in range(4):
+        words = []
+        for _ in range(2):
+            state, word = splitmix(state)
+            words += [word % 2**32, word >> 32]
+        streams.append(words)
+    draws: list[int] = []
+    for _ in range(3):
+        results = []
+        for s in streams:
+            results.append((rotate((s[0] + s[3]) % 2**32, 7) + s[0]) % 2**32)
+            shifted = s[1] << 9 & 0xFFFFFFFF
+            s[2] ^= s[0]
+            s[3] ^= s[1]
+            s[1] ^= s[2]
+            s[0] ^= s[3]
+            s[2] ^= shifted
+            s[3] = rotate(s[3], 11)
+        draws += [r % 2**16 for r in results] + [r >> 16 for r in results]
+    for ones in (0, 1, 9000, 40000, 1 << 16):
+        mask = torch.empty(len(draws))
+        torch.ops.fastrnn.draw_mask_(mask, torch.tensor([42]), ones, 1.0)
+        assert mask.tolist() == [float(d < ones) for d in draws]
+
+
+@pytest.mark.parametrize(
+    ("mask", "seed", "ones"),
+    [
+        (torch.empty(3, dtype=BF16), torch.tensor([1]), 5),
+        (torch.empty(3, 3).T[:2], torch.tensor([1]), 5),
+        (torch.empty(3), torch.tensor([1, 2]), 5),
+        (torch.empty(3), torch.tensor([1.0]), 5),
+        (torch.empty(3), torch.tensor([1]), -1),
+        (torch.empty(3), torch.tensor([1]), (1 << 16) + 1),
+    ],
+    ids=["dtype", "strides", "seeds", "seed", "too-few", "too-many"],
+)
+def test_what_a_mask_is_not(mask: Tensor, seed: Tensor, ones: int) -> None:
+    with pytest.raises(RuntimeError, match=r"mask|seed|ones"):
+        torch.ops.fastrnn.draw_mask_(mask, seed, ones, 1.0)
+
+
 @families
 def test_layers_directions_rows_and_units(family: str) -> None:
     """After one step, a state that is h0 has been kept; the same of c."""
